@@ -2,6 +2,7 @@
 
 import pytest
 
+from pixelcascade.data.emoji.styles import STYLES
 from pixelcascade.evaluate.suite import Challenge, built_in, open_suite
 
 
@@ -21,6 +22,18 @@ def test_challenges_of_the_kinds_that_models_fail_at():
     assert all(len(suite.of(category)) >= 12 for category in suite.categories)
 
 
+def test_emoji_asks_in_the_styles_of_the_data():
+    suite, styles = open_suite("emoji"), [f", {style.name} style" for style in STYLES.values() if style.default]
+    assert all(prompt.endswith(tuple(styles)) for prompt in suite.prompts)
+    assert all(any(prompt.endswith(style) for prompt in suite.prompts) for style in styles)
+
+
+def test_swapped_ones_have_the_same_words():
+    suite = open_suite("emoji")
+    swapped = [sorted(suite.prompts[place].replace(",", "").split()) for place in suite.of("swapped")]
+    assert len(swapped) == 8 and swapped[::2] == swapped[1::2]
+
+
 def test_text(tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("# my own\na red fox\n\n[night]\n  an owl  \n")
@@ -35,11 +48,20 @@ def test_json_lines(tmp_path):
     assert open_suite(path).challenges == (Challenge("two cups", "counting", "two"), Challenge("a cup"))
 
 
+def test_a_line_ends_at_its_end_only(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes('{"prompt": "a\u2028fox\x85"}\r\n{"prompt": "an  owl"}'.encode())
+    assert open_suite(path).prompts == ["a fox", "an owl"]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
         ("a.txt", "# nothing\n", "has no prompt"),
-        ("a.txt", "a fox\na fox\n", "the prompt 'a fox' twice"),
+        ("a.txt", "a fox\na fox\n", "line 2 has the prompt 'a fox' of line 1 again"),
+        ("a.txt", "a  fox\n\n# one more\na fox\n", "line 4 has the prompt 'a fox' of line 1 again"),
+        ("a.txt", "[]\na fox\n", "line 2 is of the category ''"),
+        ("a.jsonl", '{"prompt": "a", "category": "All"}\n', "line 1 is of the category 'All'"),
         ("a.jsonl", '{"prompt": "a"}\nfox\n', "line 2 is not JSON"),
         ("a.jsonl", '{"category": "x"}\n', 'line 1 has no "prompt"'),
         ("a.jsonl", '{"prompt": "a", "lookfor": "x"}\n', "line 1: a line has prompt, category and look_for"),
@@ -53,5 +75,5 @@ def test_refuses(tmp_path, name, text, said):
 
 
 def test_refuses_unknown():
-    with pytest.raises(ValueError, match="did you mean 'challenge'.*neither a file"):
+    with pytest.raises(ValueError, match="did you mean 'challenge'.*or a file"):
         open_suite("chalenge")

@@ -3,18 +3,22 @@
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 import small
 import torch
-from parts import seeded
+import torch.nn.functional as F
+from parts import normal, seeded
 from test_evaluate import glance, parsed
 from typer.testing import CliRunner
 
 from pixelcascade.checkpoint import open_cascade
 from pixelcascade.cli import application
+from pixelcascade.evaluate import alignment
 from pixelcascade.evaluate import challenge as challenges
 from pixelcascade.evaluate import sweep as sweeps
-from pixelcascade.evaluate.alignment import AlignedPair, Heads, HeadsConfig
+from pixelcascade.evaluate.alignment import AlignedPair, Heads, HeadsConfig, clip_score, r_precision
+from pixelcascade.evaluate.suite import built_in
 from pixelcascade.evaluate.sweep import Point, best, pareto, points
 from pixelcascade.image import from_pictures
 from pixelcascade.sample import DDIM, Heun
@@ -148,12 +152,27 @@ class TestSuite:
         whole = numbers["categories"]["all"]
         assert (colours["prompts"], counting["prompts"], whole["prompts"]) == (2, 1, 3)
         assert whole["nearest"][0] * 3 == pytest.approx(colours["nearest"][0] * 2 + counting["nearest"][0])
+        assert counting["score"][1] is None and whole["score"][1] > 0  # one prompt has no spread
+        first = numbers["prompts"][0]
+        assert (first["prompt"], first["category"], first["look_for"]) == ("a red ball", "colours", "it is red")
+        assert whole["score"][0] * 9 == pytest.approx(sum(sum(p["score_of_each"]) for p in numbers["prompts"]))
         page = (own / "suite" / "report.html").read_text()
-        assert "a red ball: it is red" in page and page.count("data:image/webp") == 9
+        assert "a red ball<span>it is red</span>" in page and "a blue cup</figcaption>" in page
+        assert page.index("a blue cup") < page.index("two cups") and page.count("data:image/webp") == 9
         assert all(source.startswith(("data:", "#")) for source in parsed(page).loaded)
         (picture,) = open_cascade(own / "model").generate(["two cups"], [6])
         painted = next(sweeps.Samples(own / "suite" / "samples", 9).pixels("larger", [4]))
         assert abs(painted.astype(int) - np.asarray(picture)).max() <= 1
+
+    def test_scores_belong_to_their_pictures(self, own):
+        self.suite(own, "--n", "2")
+        rows, pair = json.loads((own / "suite" / "report.json").read_text())["prompts"], challenges.open_pair("")
+        for place, row in enumerate(rows):
+            paths = [own / "suite" / "samples" / "larger" / f"{2 * place + k:05}.png" for k in range(2)]
+            cosines = alignment.match(pair, [PIL.Image.open(path) for path in paths], row["prompt"])
+            assert row["score_of_each"] == pytest.approx([2.5 * max(each, 0) for each in cosines], abs=1e-4)
+        scores = [score for row in rows for score in row["score_of_each"]]
+        assert len({round(score, 3) for score in scores}) > 2
 
     def test_goes_on(self, own):
         self.suite(own, "--n", "1")
@@ -162,10 +181,45 @@ class TestSuite:
         (kept.parent / "00002.png").unlink()
         assert self.suite(own, "--n", "1").exit_code == 0 and kept.stat().st_mtime_ns == before
 
-    def test_nearest_of_the_suite(self):
-        said = torch.eye(3)
-        made = said[[0, 2, 2]]
-        assert challenges.nearest_is_own(made, said, ["a", "b", "c"]) == [True, False, True]
+    def test_list(self):
+        done = CliRunner().invoke(application(), ["suite", "--list"])
+        assert done.exit_code == 0 and [line.split(":")[0] for line in done.stdout.splitlines()] == built_in()
+
+    def test_numbers_of_pictures_and_texts(self):
+        made, said = (F.normalize(normal(seed, 6, 4), dim=-1) for seed in (1, 2))
+        said = said[:3]
+        found = challenges.matched((made @ said.T).view(3, 2, 3))
+        own = said.repeat_interleave(2, 0)
+        assert float(found.score.mean()) == pytest.approx(clip_score(made, own).value)
+        turned = [clip_score(made, own.roll(2 * by, 0)).value for by in (1, 2)]
+        assert float(found.others.mean()) == pytest.approx(sum(turned) / 2)
+        share = r_precision(made, own, [name for name in "abc" for _ in range(2)])
+        assert float(found.nearest.mean()) == pytest.approx(share.value) and 0 < share.value < 1
+
+    def test_equally_near_is_not_nearest(self):
+        made = torch.eye(3)[[0, 1, 2]]
+        said = torch.eye(3)[[0, 0, 2]]
+        assert challenges.matched((made @ said.T).view(3, 1, 3)).nearest.flatten().tolist() == [0, 0, 1]
+
+    def test_one_prompt_has_no_others(self):
+        found = challenges.matched(torch.full((1, 2, 1), 0.4))
+        assert found.others is None and found.nearest is None and found.score.tolist() == [[1.0, 1.0]]
+        assert challenges.over_prompts(found.score) == [1.0, None]
+
+    def test_more_seeds_of_the_same_are_no_more_evidence(self):
+        values = normal(3, 7, 1)
+        mean, error = challenges.over_prompts(values)
+        assert error == pytest.approx(float(values.std()) / 7**0.5)
+        assert challenges.over_prompts(values.expand(7, 5)) == pytest.approx([mean, error])
+
+    def test_no_hit_at_all_is_no_certainty(self):
+        assert challenges.over_prompts(torch.zeros(12, 2)) == [0.0, None]
+
+    def test_an_unknown_pair_is_refused_before_painting(self, own, monkeypatch):
+        monkeypatch.setattr(challenges, "open_pair", alignment.open_pair)
+        done = self.suite(own, "--pair", "alined")
+        assert isinstance(done.exception, ValueError) and "did you mean 'aligned'" in str(done.exception)
+        assert not (own / "suite" / "samples").exists()
 
 
 class TestBest:

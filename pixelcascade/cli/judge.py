@@ -109,6 +109,18 @@ def sweep(
     print(f"{out / REPORT}\nbest: {best}")
 
 
+def _list(wanted: bool) -> bool:
+    """What the package has, one line a suite, and no more than that."""
+    from pixelcascade.evaluate.suite import built_in, open_suite
+
+    if wanted:
+        for each in map(open_suite, built_in()):
+            kinds = ", ".join(f"{len(each.of(category))} {category}" for category in each.categories)
+            print(f"{each.name}: {len(each.challenges)} prompts ({kinds})")
+        raise typer.Exit
+    return False
+
+
 def suite(
     model: Annotated[str, typer.Argument(help="A bundled model, or the folder of a model, stage or run.")],
     out: Annotated[Path, typer.Option(help="The folder of the report.")],
@@ -122,6 +134,9 @@ def suite(
     sampler: SamplerName = None,
     aug_snr: AugSNR = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    list_: Annotated[bool, typer.Option("--list", callback=_list, is_eager=True, help="Name the suites and end.")] = (
+        False
+    ),
 ) -> None:
     """Paint a suite of hard prompts: a page of pictures, each with what to look for."""
     from pixelcascade.checkpoint import open_cascade
@@ -133,9 +148,9 @@ def suite(
     from pixelcascade.requests import Choices, settings_of
 
     asked = open_suite(prompts)
-    prepare_folder(out)
     cascade = open_cascade(model, pick_device(device)).until(None if size is None else (size, size))
     settings = settings_of(cascade, Choices(steps, guidance, sampler, aug_snr))
+    prepare_folder(out, ("samples",))
     with bars() as tell:
         seeds = tuple(range(seed, seed + n))
         challenge(Painted(cascade, asked, seeds, out / "samples", pair, settings, tell), out)

@@ -93,6 +93,19 @@ class Page:
 
         self._parts.append(lines)
 
+    def strip(self, name: str, text: str, shown: Iterable[Shown]) -> None:
+        """Pictures of one thing in a row, beside its name and what is said of it; below them where there is no room."""
+        kept = list(shown)
+
+        def lines() -> Iterator[str]:
+            under = f"<span>{_safe(text)}</span>" if text else ""
+            yield f"<figure class=strip><figcaption>{_safe(name)}{under}</figcaption><div>"
+            for each in kept:
+                yield _button(each)
+            yield "</div></figure>"
+
+        self._parts.append(lines)
+
     def details(self, title: str, data: Any) -> None:
         """JSON that can be unfolded."""
         text = json.dumps(data, indent=2, ensure_ascii=False)
@@ -172,22 +185,29 @@ th,td{padding:.32rem .8rem;border-bottom:1px solid var(--line);text-align:right;
 thead th{border-bottom-width:2px;font-weight:600}th:first-child{text-align:left}tbody th{font-weight:500}
 .plot{max-width:100%;background:#fff;border-radius:6px;padding:.4rem}
 .sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(7.5rem,1fr));gap:.7rem}.sheet figure{margin:0}
-.sheet button,.grid button{all:unset;cursor:zoom-in;display:block;width:100%}
-.sheet button:focus-visible,.grid button:focus-visible{outline:3px solid var(--accent);outline-offset:2px}
+:is(.sheet,.grid,.strip) button{all:unset;cursor:zoom-in;display:block;width:100%}
+:is(.sheet,.grid,.strip) button:focus-visible{outline:3px solid var(--accent);outline-offset:2px}
 .grid th,.grid td{white-space:normal;padding:.2rem;border:0;vertical-align:bottom;font-size:.8rem;line-height:1.25}
 .grid thead th{text-align:left;max-width:7rem;font-weight:500}.grid tbody th{min-width:7rem;max-width:11rem;
 font-weight:400;vertical-align:middle;position:sticky;left:0;background:var(--ground)}
 .grid img{width:6rem;display:block;border-radius:4px;background:var(--card)}
 .sheet img{width:100%;display:block;border-radius:6px;background:var(--card)}.pixels{image-rendering:pixelated}
 .sheet figcaption{font-size:.76rem;line-height:1.3;margin-top:.25rem;overflow-wrap:anywhere}
+.strip{display:grid;grid-template-columns:minmax(11rem,20rem) 1fr;gap:.3rem 1.2rem;margin:.9rem 0;align-items:center}
+.strip figcaption{color:var(--ink);font-size:.95rem;line-height:1.35}.strip span{display:block;color:var(--faint)}
+.strip div{display:grid;grid-template-columns:repeat(auto-fill,minmax(5rem,9rem));gap:.5rem}
+.strip img{width:100%;display:block;border-radius:6px;background:var(--card)}
+@media(max-width:40rem){.strip{grid-template-columns:1fr;margin:1.4rem 0}
+.strip div{grid-template-columns:repeat(auto-fill,minmax(5rem,1fr))}th,td{padding:.3rem .4rem;font-size:.8rem}}
 dialog{border:0;border-radius:8px;background:var(--card);color:var(--ink);max-width:96vw}
 dialog::backdrop{background:#000a}dialog img{width:min(80vh,90vw);display:block}dialog p{margin:.5rem 0 0}
 details{margin:1.5rem 0}pre{background:var(--card);padding:1rem;overflow-x:auto;font-size:.8rem;border-radius:6px}
-@media print{details,dialog{display:none}.sheet{grid-template-columns:repeat(6,1fr)}}
+@media print{details,dialog{display:none}.sheet{grid-template-columns:repeat(6,1fr)}.strip{break-inside:avoid}}
 """
 _SCRIPT = """
 const box=document.querySelector('dialog');
-document.querySelectorAll('.sheet button,.grid button').forEach(button=>button.addEventListener('click',()=>{
+const all=document.querySelectorAll(':is(.sheet,.grid,.strip) button');
+all.forEach(button=>button.addEventListener('click',()=>{
 const from=button.querySelector('img'),to=box.querySelector('img');to.src=from.src;to.alt=from.alt;
 to.className=from.className;box.querySelector('p').textContent=from.alt;box.showModal()}));
 box.addEventListener('click',()=>box.close());

@@ -195,12 +195,13 @@ def distance_cells(distances: Numbers | None) -> Iterator[Any]:
     return iter([distances["frechet"], kid, mmd, share(distances["precision"]), share(distances["recall"])])
 
 
-def with_error(pair: list[float] | None) -> str | None:
-    return None if pair is None else f"{pair[0]:.4f} ± {pair[1]:.4f}"
+def with_error(pair: Sequence[float | None] | None) -> str | None:
+    """A number and its standard error, if it has one."""
+    return None if pair is None else " ± ".join(f"{each:.4f}" for each in pair if each is not None)
 
 
-def percent(pair: list[float] | None) -> str | None:
-    return None if pair is None else f"{pair[0]:.1%} ± {pair[1]:.1%}"
+def percent(pair: Sequence[float | None] | None) -> str | None:
+    return None if pair is None else " ± ".join(f"{each:.1%}" for each in pair if each is not None)
 
 
 def share(value: float | None) -> str | None:

@@ -14,6 +14,7 @@ from pixelcascade.data.captions import read_text
 from pixelcascade.names import nearest
 
 BUILT_IN = Path(__file__).parent / "suites"
+WHOLE = "all"  # stands for the whole suite in reports; no category is called so
 
 
 @dataclass(frozen=True)
@@ -53,32 +54,36 @@ def open_suite(name: str | Path) -> Suite:
     own = str(name) in built_in()
     path = BUILT_IN / f"{name}.jsonl" if own else Path(name)
     if not path.is_file():
-        known = ", ".join(built_in())
-        raise ValueError(f"no prompts {str(name)!r}{nearest(str(name), built_in())}: neither a file nor one of {known}")
-    lines = [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
-    found = tuple(_of_json(path, lines) if path.suffix in (".jsonl", ".json") else _of_text(lines))
+        raise ValueError(f"no prompts {str(name)!r}{nearest(str(name), built_in())}; or a file, one prompt a line")
+    text = read_text(path).split("\n")  # splitlines() would also split at characters that JSON may hold
+    lines = [(number, line.strip()) for number, line in enumerate(text, 1) if line.strip()]
+    found: dict[str, tuple[int, Challenge]] = {}
+    for number, each in _of_json(path, lines) if path.suffix in (".jsonl", ".json") else _of_text(lines):
+        if each.prompt in found:
+            raise ValueError(
+                f"{path}, line {number} has the prompt {each.prompt!r} of line {found[each.prompt][0]} again; "
+                "a suite asks once, --n gives more pictures"
+            )
+        if each.category.lower() in ("", WHOLE):
+            raise ValueError(f"{path}, line {number} is of the category {each.category!r}; give it another name")
+        found[each.prompt] = (number, each)
     if not found:
         raise ValueError(f"{path} has no prompt; write one a line")
-    seen: set[str] = set()
-    for each in found:
-        if each.prompt in seen:
-            raise ValueError(f"{path} has the prompt {each.prompt!r} twice; a suite asks once, --n gives more pictures")
-        seen.add(each.prompt)
-    return Suite(path.stem, found)
+    return Suite(path.stem, tuple(each for _, each in found.values()))
 
 
-def _of_text(lines: list[tuple[int, str]]) -> Iterator[Challenge]:
+def _of_text(lines: list[tuple[int, str]]) -> Iterator[tuple[int, Challenge]]:
     category = Challenge.category
-    for _, line in lines:
+    for number, line in lines:
         if line.startswith("#"):
             continue
         if line.startswith("[") and line.endswith("]"):
-            category = line[1:-1].strip()
+            category = _one_line(line[1:-1])
         else:
-            yield Challenge(line, category)
+            yield number, Challenge(_one_line(line), category)
 
 
-def _of_json(path: Path, lines: list[tuple[int, str]]) -> Iterator[Challenge]:
+def _of_json(path: Path, lines: list[tuple[int, str]]) -> Iterator[tuple[int, Challenge]]:
     for number, line in lines:
         try:
             row = json.loads(line)
@@ -89,4 +94,9 @@ def _of_json(path: Path, lines: list[tuple[int, str]]) -> Iterator[Challenge]:
         strange = sorted(row.keys() - {"prompt", "category", "look_for"})
         if strange or not all(isinstance(value, str) for value in row.values()):
             raise ValueError(f"{path}, line {number}: a line has prompt, category and look_for, all of them texts")
-        yield Challenge(**{name: value.strip() for name, value in row.items()})
+        yield number, Challenge(**{name: _one_line(value) for name, value in row.items()})
+
+
+def _one_line(text: str) -> str:
+    """With single spaces, so that the same prompt is the same text."""
+    return " ".join(text.split())

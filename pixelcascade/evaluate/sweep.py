@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pixelcascade import restoration
 from pixelcascade.cascade import Cascade, Request
-from pixelcascade.checkpoint import Header, SavedStage, open_stage, save_stage
+from pixelcascade.checkpoint import Header, open_stage, save_stage, saved_stages
 from pixelcascade.config import to_json
 from pixelcascade.evaluate import metrics
 from pixelcascade.evaluate.alignment import Pair, clip_score, open_pair, r_precision
@@ -246,7 +246,7 @@ def refuse_other_model(cascade: Cascade, folder: Path) -> None:
 def write_defaults(cascade: Cascade, settings: Mapping[str, Settings], folder: Path) -> None:
     """The model with these settings as its stages' own, in a new folder or in its own; see `refuse_other_model`."""
     refuse_other_model(cascade, folder)
-    own, stages = _is_own(cascade, folder), _saved(cascade)
+    own, stages = _is_own(cascade, folder), saved_stages(cascade)[0]
     for stage in stages:
         recipe = stage.header.recipe
         sampling = settings.get(stage.name, Settings()).apply(recipe.sampling)
@@ -256,10 +256,6 @@ def write_defaults(cascade: Cascade, settings: Mapping[str, Settings], folder: P
     Cascade([open_stage(folder / stage.name) for stage in stages], name=cascade.name).save(folder)
 
 
-def _saved(cascade: Cascade) -> list[SavedStage]:
-    return [stage for stage in cascade.kept() if isinstance(stage, SavedStage)]
-
-
 def _is_own(cascade: Cascade, folder: Path) -> bool:
-    places = ((stage.path, folder / stage.name / "model.safetensors") for stage in _saved(cascade))
+    places = ((stage.path, folder / stage.name / "model.safetensors") for stage in saved_stages(cascade)[0])
     return all(path.resolve() == place.resolve() for path, place in places)
