@@ -84,6 +84,20 @@ class TestPainted:
             assert not any(p.grad is None for n, p in network.named_parameters() if "context" in n or "text" in n)
         assert len({float(slope.norm()) for slope in slopes}) == 3
 
+    def test_through_any_one_step(self, pair, tmp_path):
+        cascade = small.random_cascade(tmp_path)
+        task = task_of(cascade, last=0, steps=6)
+        batch, streams = first_batch(task, cascade)
+        stage = replace(open_stage(tmp_path / "base").load(), name=f"{streams.stage}/base")
+        draft = task.draft(batch.contexts["text"], streams)
+        mine, _ = task.painted(open_stage(tmp_path / "base").load(), draft, streams)
+        first, end = task.pull.span(streams)
+        theirs = list(stage.refine(replace(draft, settings={stage.name: Settings(steps=6)})))[first].preview
+        torch.testing.assert_close(mine.detach(), theirs.clone(), atol=1e-5, rtol=0)
+        assert end == first + 1
+        drawn = {task.pull.span(Streams((seed,), "words 0"))[0] for seed in range(100)}
+        assert drawn == {2, 3, 4, 5}
+
     def test_the_loss_is_the_angle(self, pair, tmp_path):
         cascade = small.random_cascade(tmp_path)
         task = task_of(cascade, noise=0.0, shift=0.0)

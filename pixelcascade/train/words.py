@@ -1,9 +1,10 @@
 """Training from words alone: a stage learns to paint what a pair of encoders finds fitting, without any picture.
 
 It samples as a user would, in few steps, and the cosine between the picture's embedding and the prompt's is followed
-back through the last of them (Clark et al. 2024, DRaFT-K, section 4; Prabhudesai et al. 2023). A pair is easily fooled
-by pictures that no one would recognise, so two things hold the stage back: pictures are shifted and made noisy before
-the pair sees them, and predictions are drawn to those of the weights that training began with.
+back through the last of them (Clark et al. 2024, DRaFT-K, section 4; Prabhudesai et al. 2023), or through one step,
+drawn anew each time, whose prediction is looked at as it is (Xu et al. 2023, ReFL, algorithm 1). A pair is easily
+fooled by pictures that no one would recognise, so two things hold the stage back: pictures are shifted and made noisy
+before the pair sees them, and predictions are drawn to those of the weights that training began with.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pixelcascade.cascade import Cascade
-from pixelcascade.checkpoint import Header, SavedStage, load_network, save_stage
+from pixelcascade.checkpoint import Header, SavedStage, load_network, save_stage, saved_stages
 from pixelcascade.condition import Conditioning, Context
 from pixelcascade.data.order import examples_at
 from pixelcascade.denoise import Denoiser, NetworkDenoiser
@@ -46,8 +47,9 @@ SHOWN = 48
 class Pull:
     """How a stage is pulled to its words.
 
-    pair: of encoders, see `open_pair`. steps: of the sampler; last: through how many of them gradients go. anchor: of
-    the squared distance between predictions and those of the first weights, in those steps. shift: of the picture
+    pair: of encoders, see `open_pair`. steps: of the sampler; last: through how many of them gradients go, 0: through
+    one of the later two thirds, at which painting ends. anchor: of the squared distance between predictions and those
+    of the first weights, in those steps. shift: of the picture
     before the pair sees it, at most, as a share of its side; noise: its standard deviation.
     """
 
@@ -59,12 +61,20 @@ class Pull:
     noise: float = 0.03
 
     def __post_init__(self):
-        if not 1 <= self.last <= self.steps:
-            raise ValueError(f"gradients through the last {self.last} of {self.steps} steps; choose 1 to {self.steps}")
+        if not 0 <= self.last <= self.steps:
+            raise ValueError(f"gradients through the last {self.last} of {self.steps} steps; choose 0 to {self.steps}")
         if self.anchor < 0 or self.noise < 0 or not 0 <= self.shift < 0.5:
             raise ValueError(
                 f"anchor {self.anchor}, noise {self.noise} and shift {self.shift} are shares; see the help"
             )
+
+    def span(self, streams: Streams) -> tuple[int, int]:
+        """The step from which on there are gradients, and the one before which painting ends."""
+        if self.last > 0:
+            return self.steps - self.last, self.steps
+        early = self.steps // 3
+        first = early + int(float(streams.uniform("step")[0]) * (self.steps - early))
+        return first, first + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +146,11 @@ class Pulling:
             return x0
 
         steps = sampling.sampler(denoise, start(levels, stage.gives, stage_streams), levels, quiet, stage_streams)
-        for index in range(sampling.steps):
-            with torch.set_grad_enabled(index >= sampling.steps - self.pull.last):
+        first, end = self.pull.span(streams)
+        for index in range(end):
+            with torch.set_grad_enabled(index >= first):
                 step = next(steps)
-        return step.x_t, torch.stack(strayed).mean(0)
+        return step.x0 if self.pull.last == 0 else step.x_t, torch.stack(strayed).mean(0)
 
 
 def shifted(image: Image, streams: Streams, most: float) -> Image:
@@ -216,14 +227,9 @@ def align(
 
 
 def _task(cascade: Cascade, name: str | None, pull: Pull, training: Training, options: Options) -> Pulling:
-    stages = [stage for stage in cascade.kept() if isinstance(stage, SavedStage)]
-    names = [stage.name for stage in stages]
-    name = name or names[0]
-    if name not in names:
-        raise ValueError(f"{cascade.name} has no stage {name!r}; its stages: {', '.join(names)}")
-    place = names.index(name)
+    stages, place = saved_stages(cascade, name)
     if "text" not in stages[place].header.recipe.network.contexts:
-        raise ValueError(f"stage {name!r} does not read words; there is nothing that it could learn from them")
+        raise ValueError(f"stage {stages[place].name!r} does not read words, so it cannot learn from them")
     return Pulling(stages[place], tuple(stages[:place]), pull, training, options.group.device)
 
 
