@@ -3,8 +3,8 @@
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from pixelcascade.cascade import Cascade, EncoderMark
 from pixelcascade.config import from_json, to_json
 from pixelcascade.files import write_atomically
 from pixelcascade.names import nearest
+from pixelcascade.quantize import dequantize, quantize
 from pixelcascade.recipe import StageRecipe
 from pixelcascade.stage import DiffusionStage, Draft, Progress, Sampling, Space
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 FORMAT = 1  # of the header; raised when an older reader would misread it
 _HEADER = "pixelcascade"
 
@@ -41,14 +43,15 @@ class Header:
 
 
 def save_stage(path: Path, header: Header, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Writes `path` in one piece; dtype: of the floating-point weights, None as they are."""
+    """Writes `path` in one piece; dtype: of the floating-point weights, None as they are, int8: see `quantize`."""
 
     def stored(tensor: Tensor) -> Tensor:
         tensor = tensor.detach().cpu()
-        return tensor.to(dtype).contiguous() if dtype and tensor.is_floating_point() else tensor.contiguous()
+        change = dtype not in (None, torch.int8) and tensor.is_floating_point()
+        return (tensor.to(dtype) if change else tensor).contiguous()
 
-    data = save({name: stored(tensor) for name, tensor in weights.items()}, {_HEADER: header.dumps()})
-    write_atomically(path, data)
+    chosen = quantize(weights) if dtype == torch.int8 else weights
+    write_atomically(path, save({name: stored(tensor) for name, tensor in chosen.items()}, {_HEADER: header.dumps()}))
 
 
 def find_weights(path: str | Path) -> Path:
@@ -82,13 +85,10 @@ def load_network(path: Path, header: Header, device: str = "cpu") -> nn.Module:
     """The network with its weights in float32, ready to sample; nothing is initialized in vain."""
     with torch.device("meta"):
         network = header.recipe.build()
-    with safe_open(path, framework="pt", device=device) as file:
-        names = set(file.keys())
-        wanted = set(network.state_dict())
-        if names != wanted:
-            differing = ", ".join(sorted(names ^ wanted)[:3])
-            raise ValueError(f"{path} does not hold the weights of its own recipe (differs in {differing})")
-        weights = {name: file.get_tensor(name) for name in names}
+    weights = dequantize(load_file(path, device))
+    if weights.keys() != network.state_dict().keys():
+        differing = ", ".join(sorted(weights.keys() ^ network.state_dict().keys())[:3])
+        raise ValueError(f"{path} does not hold the weights of its own recipe (differs in {differing})")
     weights = {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}
     network.load_state_dict(weights, assign=True)
     return network.eval().requires_grad_(False)
@@ -100,7 +100,7 @@ def take_over(network: nn.Module, path: Path) -> list[str]:
     ValueError when there is none. So a stage can begin where another one ended that reads another text encoder, or has
     fewer blocks.
     """
-    own, tensors = network.state_dict(), load_file(path)
+    own, tensors = network.state_dict(), dequantize(load_file(path))
     fitting = {name: w for name, w in tensors.items() if name in own and w.shape == own[name].shape}
     if not fitting:
         raise ValueError(f"{path} has no weights that fit this stage's network")
@@ -166,9 +166,33 @@ class SavedStage:
         write_atomically(folder / "model.safetensors", self.path.read_bytes())
 
 
+def saved_stages(cascade: Cascade, name: str | None = None) -> tuple[list[SavedStage], int]:
+    """The stages that have their weights here, and the place of the one of that name (None: of the first)."""
+    stages: list[SavedStage] = [stage for stage in cascade.kept() if isinstance(stage, SavedStage)]
+    names = [stage.name for stage in stages]
+    if (name or names[0]) not in names:
+        raise ValueError(f"{cascade.name} has no stage {name!r}; its stages: {', '.join(names)}")
+    return stages, names.index(name or names[0])
+
+
 def open_stage(path: str | Path, device: str = "cpu") -> SavedStage:
     """A stage from its folder, from a run's folder, or from its weights file."""
     return SavedStage(path, device)
+
+
+def save_cascade(stages: Sequence[SavedStage], folder: Path, name: str, dtype: torch.dtype | None = None) -> Cascade:
+    """A model of these stages in a folder of its own; dtype: of the weights, see `save_stage`, None as they are stored.
+
+    ValueError when they do not fit; then nothing is written. A text encoder that lies beside a stage stays where it is.
+    """
+    Cascade(stages, name=name)
+    for stage in stages:
+        header = replace(stage.header, encoder=stage.encoder)
+        weights = stage.weights() if dtype is None else dequantize(stage.weights())
+        save_stage(folder / stage.name / "model.safetensors", header, weights, dtype)
+    cascade = Cascade([open_stage(folder / stage.name) for stage in stages], name=name)
+    cascade.save(folder)
+    return cascade
 
 
 BUNDLED = Path(__file__).parent / "models"
@@ -201,8 +225,9 @@ def open_cascade(name: str | Path, device: str = "cpu") -> Cascade:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """A stage's folder, which must lie in the model's own."""
+    """A stage's folder, which must lie in the model's own; bundled models may share theirs."""
     path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
+    root = BUNDLED.resolve() if folder.parent == BUNDLED else folder.resolve()
+    if not path.is_relative_to(root):
         raise ValueError(f"{folder} names a stage outside itself: {name!r}; mend its pixelcascade.json")
     return path

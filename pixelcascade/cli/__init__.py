@@ -13,7 +13,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 def application() -> typer.Typer:
     """The commands; --help prints the first line of each."""
-    from pixelcascade.cli import checks, datasets, judge, paint, teach
+    from pixelcascade.cli import checks, datasets, judge, models, paint, teach
 
     app = typer.Typer(
         no_args_is_help=True,
@@ -21,9 +21,18 @@ def application() -> typer.Typer:
         pretty_exceptions_enable=False,
         help="Pictures from words with a cascade in pixel space: paint, train, evaluate, inspect.",
     )
-    teaching = (teach.train, teach.align, teach.plan, teach.embed)
+    teaching = (teach.train, teach.distill, teach.align, teach.plan, teach.embed)
     painting = (paint.generate, paint.reproduce, paint.effect, paint.analyse)
-    for command in (*painting, *teaching, judge.evaluate, judge.sweep, judge.suite, checks.doctor, checks.bench):
+    for command in (
+        *painting,
+        *teaching,
+        judge.evaluate,
+        judge.sweep,
+        judge.suite,
+        models.assemble,
+        checks.doctor,
+        checks.bench,
+    ):
         app.command()(command)
     data = typer.Typer(no_args_is_help=True, help="Build, inspect and convert data sets.")
     for command in (datasets.build, datasets.inspect, datasets.shard):
