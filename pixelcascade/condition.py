@@ -55,13 +55,14 @@ class Conditioning:
 
     contexts: by condition, {"text": ...}. negative: contexts to be guided away from; None is the null context.
     lowres: the augmented low-resolution image at the output's resolution, with the log-SNR of its augmentation
-    (plus infinity: no noise).
+    (plus infinity: no noise). guidance: the weight of guidance that a distilled network is told.
     """
 
     contexts: Mapping[str, Context] = field(default_factory=dict)
     negative: Mapping[str, Context] | None = None
     lowres: Image | None = None
     lowres_logsnr: Float[Tensor, " b"] | None = None
+    guidance: Float[Tensor, " b"] | None = None
     _memory: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
@@ -88,16 +89,32 @@ class Conditioning:
     def cat(self, other: "Conditioning") -> "Conditioning":
         """The images of both, these first."""
         both = {name: cat_contexts([context, other.contexts[name]]) for name, context in self.contexts.items()}
-        if self.lowres is None:
-            return Conditioning(both)
-        assert self.lowres_logsnr is not None and other.lowres is not None and other.lowres_logsnr is not None
-        lowres_logsnr = torch.cat([self.lowres_logsnr, other.lowres_logsnr])
-        return Conditioning(both, None, torch.cat([self.lowres, other.lowres]), lowres_logsnr)
+        return Conditioning(
+            both,
+            None,
+            _cat(self.lowres, other.lowres),
+            _cat(self.lowres_logsnr, other.lowres_logsnr),
+            _cat(self.guidance, other.guidance),
+        )
+
+    def told(self, guidance: Float[Tensor, " b"]) -> "Conditioning":
+        """With the weight of guidance of each image, for a network that is told it."""
+        return replace(self, guidance=guidance, _memory={})
+
+    def weights(self) -> Float[Tensor, " b"]:
+        """Of guidance, where the network is one that is told them."""
+        if self.guidance is None:
+            raise ValueError("this network has its guidance inside and is to be told its weight: sample with Absorbed")
+        return self.guidance
 
     def super_resolved(self) -> Image:
         """The low-resolution image, where the network is one that takes it."""
         assert self.lowres is not None
         return self.lowres
+
+
+def _cat(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return None if first is None or second is None else torch.cat([first, second])
 
 
 @dataclass(frozen=True)

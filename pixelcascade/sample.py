@@ -146,6 +146,31 @@ class Heun:
 
 
 @dataclass(frozen=True)
+class Reaching:
+    """Stochastic, for students whose step reaches over two levels: to the level after the next one, and one back.
+
+    The step back adds the noise that lies between these two. The last step, from which there is one level left, ends
+    there. Ho et al. 2022 (Imagen Video), section 2.7; Meng et al. 2022, section 3.3.
+    """
+
+    def __call__(self, denoise, x_t, levels, cond, streams) -> Iterator[Step]:
+        for index, start in enumerate(levels[:-1]):
+            stop, beyond = levels[index + 1], levels[min(index + 2, len(levels) - 1)]
+            x0 = denoise(x_t, start, cond)
+            x_t = ddim_step(x_t, x0, start, beyond)
+            if stop.sigma > 0:
+                x_t = noised(x_t, beyond, stop, streams.normal(f"step {index}", x_t.shape[1:], device=x_t.device))
+            yield Step(stop, x_t, x0)
+
+
+def noised(x_s: Image, cleaner: NoiseLevel, noisier: NoiseLevel, eps: Image) -> Image:
+    """A sample of q(x_noisier | x_cleaner), from the standard normal `eps`. Kingma et al. 2021, eq. 20."""
+    cleaner, noisier = cleaner.like(x_s), noisier.like(x_s)
+    ratio = noisier.alpha / cleaner.alpha
+    return ratio * x_s + (noisier.sigma**2 - (ratio * cleaner.sigma) ** 2).sqrt() * eps
+
+
+@dataclass(frozen=True)
 class DPMSolver2M:
     """Deterministic, second order, one evaluation a step: extrapolates x0 linearly in half the log-SNR.
 
@@ -171,4 +196,5 @@ SAMPLERS: dict[str, Sampler] = {
     "ancestral": Ancestral(),
     "heun": Heun(),
     "dpm-solver-2m": DPMSolver2M(),
+    "reaching": Reaching(),
 }

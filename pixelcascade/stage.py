@@ -11,7 +11,7 @@ import torch
 
 from pixelcascade.condition import Conditioning, Context, Lowres
 from pixelcascade.denoise import Denoiser
-from pixelcascade.guide import ClassifierFree
+from pixelcascade.guide import Absorbed, ClassifierFree
 from pixelcascade.noise import Cosine, Image, Schedule
 from pixelcascade.sample import DPMSolver2M, Sampler, grid, start
 from pixelcascade.streams import Streams
@@ -42,7 +42,7 @@ class Sampling:
 
     sampler: Sampler = field(default_factory=DPMSolver2M)
     steps: int = 16
-    guidance: ClassifierFree = ClassifierFree(3.0)
+    guidance: ClassifierFree | Absorbed = ClassifierFree(3.0)
     threshold: Threshold | None = field(default_factory=Dynamic)
     schedule: Schedule = field(default_factory=Cosine)
     aug_snr: float | None = None

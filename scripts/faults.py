@@ -160,8 +160,8 @@ FAULTS = [
                 "{**self.contexts, **self.negative}",
             ),
             "other low-resolution image in the halves": (
-                "torch.cat([self.lowres, other.lowres])",
-                "torch.cat([self.lowres, other.lowres.flip(0)])",
+                "_cat(self.lowres, other.lowres)",
+                "_cat(self.lowres, other.lowres.flip(0))",
             ),
         },
     ),
@@ -396,10 +396,58 @@ FAULTS = [
         "train/words",
         tests="words",
         faults={
-            "gradients through the first steps": ("index >= sampling.steps - self.pull.last", "index < self.pull.last"),
+            "gradients through the first steps": ("index >= first", "index < self.pull.last"),
+            "always the same step": ('float(streams.uniform("step")[0])', "0.5"),
             "away from the words": ("(1 - cosine)", "(1 + cosine)"),
             "the anchor lets go": ("self.pull.anchor * strayed", "0 * strayed"),
             "shifted to one side": ("(2 * margin + 1)", "(margin + 1)"),
+        },
+    ),
+    *faults_in(
+        "guide",
+        tests="distill",
+        faults={
+            "asked for more than it knows": ("asked.clamp(self.lowest, self.highest)", "asked"),
+            "told of a weight it does not know": ("if self.lowest == self.highest:", "if False:"),
+            "told again in each step": (
+                'cond.once("guidance", lambda: cond.told(scale.to(x_t.device).expand(len(x_t)).clone()))',
+                "cond.told(scale.to(x_t.device).expand(len(x_t)).clone())",
+            ),
+        },
+    ),
+    *faults_in(
+        "sample",
+        tests="distill",
+        faults={
+            "reaches one level": ("levels[min(index + 2, len(levels) - 1)]", "stop"),
+            "no step back": ("x_t = noised(x_t, beyond, stop,", "_ = noised(x_t, beyond, stop,"),
+            "all the noise anew": ("(noisier.sigma**2 - (ratio * cleaner.sigma) ** 2).sqrt()", "noisier.sigma"),
+        },
+    ),
+    *faults_in(
+        "distill",
+        tests="distill",
+        faults={
+            "the mean of the predictions": ("total + weight * x0, weights + weight", "total + x0, weights + 1"),
+            "weighted by alpha": ("end.sigma * level.alpha / level.sigma.masked_fill(there, 1)", "level.alpha"),
+            "from the same place": ("x_t = ddim_step(x_t, x0, start, stop)", "pass"),
+            "the last step reaches too far": ("torch.maximum(begins, ends - index)", "ends - index"),
+            "begins everywhere": ("(self.steps // self.stride)).long() * self.stride", "(self.steps - 1)).long()"),
+            "captions are dropped": ("replace(self.data, drop=0.0)", "self.data"),
+            "one weight for all": ('streams.uniform("guidance", batch.image.device)', "0.5"),
+            "errors are not weighted": ("self.data.weight(start, torch.ones_like(start.alpha)) * error", "error"),
+        },
+    ),
+    *faults_in(
+        "train/distillation",
+        tests="distill",
+        faults={
+            "the teacher of all rounds is the first": (
+                "open_stage(_place(out, rounds[index - 1])) if index",
+                "saved if index",
+            ),
+            "nothing is told": ("network=network, sampling=sampling", "sampling=sampling"),
+            "the first round again": ("begun[-1] if begun else 0", "0"),
         },
     ),
     *faults_in(
@@ -444,6 +492,25 @@ FAULTS = [
             "memory never freed": ("self.now -= size", "self.now -= 0"),
             "work of one micro batch": ("get_total_flops() * (stage", "get_total_flops() * 1 or (stage"),
             "hours of one image each": ("self.images / self.batch *", "self.images *"),
+        },
+    ),
+    *faults_in(
+        "evaluate/challenge",
+        tests="sweep",
+        faults={
+            "own prompt among the others' scores": ("(scores.sum(2) - score) / (count - 1)", "scores.mean(2)"),
+            "its own rival": ("cosines.masked_fill(own, -torch.inf).amax(2)", "cosines.amax(2)"),
+            "equally near is nearest": ("> rivals", ">= rivals"),
+            "seeds are independent": ("means = values.double().mean(1)", "means = values.double().flatten()"),
+            "pictures of one prompt apart": ('"(p k) q -> p k q"', '"(k p) q -> p k q"'),
+        },
+    ),
+    *faults_in(
+        "evaluate/suite",
+        tests="suite",
+        faults={
+            "a line ends anywhere": ('read_text(path).split("\\n")', "read_text(path).splitlines()"),
+            "lines without blank ones": ("enumerate(text, 1)", "enumerate(filter(None, text), 1)"),
         },
     ),
     *faults_in(

@@ -94,7 +94,7 @@ def align(
     stage: Annotated[str | None, typer.Option(help="The stage that learns, else the first.")] = None,
     pair: Annotated[str, typer.Option(help="Who says what fits: aligned, clip:FOLDER.")] = "aligned",
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps of each picture.")] = 6,
-    last: Annotated[int, typer.Option(min=1, help="Steps that gradients go through.")] = 1,
+    last: Annotated[int, typer.Option(min=0, help="Last steps that gradients go through; 0: any one.")] = 1,
     anchor: Annotated[float, typer.Option(help="How strongly predictions are drawn to the first ones.")] = 5.0,
     settings: Annotated[list[str] | None, typer.Option("--set", help="training.a=value.")] = None,
     images: Annotated[int | None, typer.Option(help="Length of the run in pictures painted.")] = None,
@@ -116,6 +116,67 @@ def align(
     pull = Pull(pair, steps, last, anchor)
     budget, options = _budget(training, images, minutes), Options(resume=resume, sheet_s=sheet_minutes * 60)
     _in_group(partial(_align, cascade, stage, suite.prompts, pull, training), out, budget, options, device, "ddp")
+
+
+def distill(
+    model: Annotated[str, typer.Argument(help="A bundled model, or the folder of a model, stage or run.")],
+    data: Annotated[str, typer.Option(help="A data set, as for train.")],
+    out: Annotated[Path, typer.Option(help="The folder of the run.")],
+    stage: Annotated[str | None, typer.Option(help="The stage to distill, else the first.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps at the end.")] = 8,
+    teacher_steps: Annotated[int, typer.Option(min=2, help="Steps of the teacher, halved round by round.")] = 128,
+    guidance: Annotated[
+        str | None, typer.Option(help="The range of guidance that stays adjustable, 1,6; one weight: fixed.")
+    ] = None,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="No last round for fresh noise.")] = False,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="training.a=value.")] = None,
+    images: Annotated[int | None, typer.Option(help="Length in images seen, of all rounds together.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Length in minutes of training, of all rounds.")] = None,
+    embeddings: Annotated[Path | None, typer.Option(help="Captions embedded before, by embed.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    parallel: Annotated[str, typer.Option(help="ddp or fsdp: what several processes do.")] = "ddp",
+    sheet_minutes: Annotated[float, typer.Option(help="Minutes between sample sheets.")] = 15.0,
+) -> None:
+    """Teach a stage to sample in few steps: absorb its guidance, then halve its steps round by round."""
+    from pixelcascade.checkpoint import open_cascade, saved_stages
+    from pixelcascade.cli.paint import pick_device
+    from pixelcascade.train.distillation import ROUND, TRAINING, Descent, usual_guidance
+    from pixelcascade.train.outputs import Options
+
+    device = pick_device(device)
+    cascade = open_cascade(model, device)
+    stages, place = saved_stages(cascade, stage)
+    absorbed = usual_guidance(stages[place]) if guidance is None else _range("--guidance", guidance)
+    descent = Descent(steps, teacher_steps, absorbed, not deterministic)
+    training = _set_training(replace(TRAINING, crop=stages[place].header.recipe.training.crop), settings or [])
+    rounds = sum(each.share for each in descent.rounds())
+    budget = _budget(replace(training, images=ROUND * rounds), images, minutes)
+    options = Options(resume=resume, embeddings=embeddings, sheet_s=sheet_minutes * 60)
+    begin = partial(_distill, cascade, stages[place].name, descent, training, data)
+    _in_group(begin, out, budget, options, device, parallel)
+
+
+def _distill(cascade, stage: str, descent, training, data: str, out: Path, budget, options, tell):
+    from pixelcascade.train.distillation import distill as learn
+
+    def reports():
+        yield from learn(cascade, stage, descent, training, data, out, budget, options, tell)
+        if options.group.first and not options.stop():
+            print(f"{out}/weights/model.safetensors")
+
+    return stage, reports()
+
+
+def _range(option: str, text: str) -> tuple[float, float]:
+    """The two numbers of "1,6"; one number is both."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in (1, 2):
+        raise ValueError(f"{option} is {text!r}; give the lowest and the highest weight, such as 1,6, or one")
+    return values[0], values[-1]
 
 
 def _align(cascade, stage: str | None, texts: list[str], pull, training, out: Path, budget, options, tell):

@@ -5,7 +5,6 @@ Maps lie in memory as channels_last, which is what convolutions and norms like b
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from pixelcascade.nn.attention import Attention
 from pixelcascade.nn.embed import Memory
+from pixelcascade.nn.initial import zeroed
 
 Stride = int | tuple[int, int]
 Map = Float[Tensor, "b c h w"]
 OtherMap = Float[Tensor, "b d hh ww"]  # of another size or width
-Layer = TypeVar("Layer", bound=nn.Module)
 NORMS = ("group", "pixel")
 
 
@@ -58,13 +57,6 @@ class PixelNorm(nn.LayerNorm):
 
     def forward(self, x: Map) -> Map:
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
-
-
-def zeroed(layer: Layer) -> Layer:
-    """The layer with all its parameters 0: a residual branch that starts as nothing."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 def norm_silu(x: Map, norm: nn.Module, modulation: Float[Tensor, "b cc"] | None = None) -> Map:

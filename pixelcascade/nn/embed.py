@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pixelcascade.condition import Conditioning
 from pixelcascade.nn.attention import Attention, SequenceBlock
+from pixelcascade.nn.initial import zeroed
 
 
 def sinusoid(x: Float[Tensor, " b"], dim: int, longest: float = 10_000.0) -> Float[Tensor, "b d"]:
@@ -38,6 +39,21 @@ class LevelEmbedding(nn.Module):
     def forward(self, logsnr: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
         share = 2 / math.pi * torch.atan(torch.exp(-logsnr.float() / 2))
         return self.layers(sinusoid(1000 * share, self.features))
+
+
+class GuidanceEmbedding(nn.Module):
+    """The weight of guidance as a vector, 0 in a new network: a student begins as its teacher.
+
+    A prediction is linear in that weight, so low frequencies are enough: the fastest turns once in 0.6.
+    """
+
+    def __init__(self, dim: int, features: int = 64):
+        super().__init__()
+        self.features = features
+        self.layers = nn.Sequential(nn.Linear(features, dim), nn.SiLU(), zeroed(nn.Linear(dim, dim)))
+
+    def forward(self, scale: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        return self.layers(sinusoid(10 * scale, self.features, longest=1000.0))
 
 
 @dataclass(frozen=True)
@@ -122,8 +138,8 @@ def remember(module: nn.Module, cond: Conditioning, embedding: ContextEmbedding,
 class NetworkEmbedding(nn.Module):
     """All that a U-Net is told: one vector (levels and pooled contexts, through a SiLU) and the memory of its contexts.
 
-    config: of a network, with `embedding_width`, `contexts`, `context`, `context_depth` and `lowres`. attends: the
-    network has layers that attend; without them and without contexts there is no memory.
+    config: of a network, with `embedding_width`, `contexts`, `context`, `context_depth`, `lowres` and `guided`.
+    attends: the network has layers that attend; without them and without contexts there is no memory.
     """
 
     def __init__(self, config, attends: bool):
@@ -131,6 +147,7 @@ class NetworkEmbedding(nn.Module):
         dim = config.embedding_width
         self.level = LevelEmbedding(dim)
         self.lowres_level = LevelEmbedding(dim) if config.lowres else None
+        self.guidance = GuidanceEmbedding(dim) if config.guided else None
         self.context = None
         if config.contexts or attends:
             self.context = ContextEmbedding(config.contexts, config.context, dim, config.context_depth, attends)
@@ -141,6 +158,8 @@ class NetworkEmbedding(nn.Module):
         embedding, memory = self.level(logsnr), None
         if self.lowres_level is not None:
             embedding = embedding + self.lowres_level(cond.lowres_logsnr)
+        if self.guidance is not None:
+            embedding = embedding + self.guidance(cond.weights())
         if self.context is not None:
             memory = remember(network, cond, self.context, len(logsnr))
             embedding = embedding + memory.pooled

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from pixelcascade.condition import Conditioning
 from pixelcascade.nn.attention import Attention, turns_by
-from pixelcascade.nn.blocks import zeroed
-from pixelcascade.nn.embed import ContextEmbedding, LevelEmbedding, grid_angles, remember
+from pixelcascade.nn.embed import ContextEmbedding, GuidanceEmbedding, LevelEmbedding, grid_angles, remember
+from pixelcascade.nn.initial import zeroed
 from pixelcascade.noise import Image
 
 
@@ -26,7 +26,8 @@ from pixelcascade.noise import Image
 class PatchTransformerConfig:
     """channels: of the image. size: (height, width) it is trained at; others work. patch: pixels, both ways, a multiple
     of `fine`. width: of the tokens; heads of 64. ends: channels of the convolutional ends. contexts: the width of each
-    condition's tokens, by name. lowres: takes a low-resolution image (super-resolution).
+    condition's tokens, by name. lowres: takes a low-resolution image (super-resolution). guided: is told the weight of
+    the guidance that it has inside.
     """
 
     channels: int = 3
@@ -39,6 +40,7 @@ class PatchTransformerConfig:
     context_depth: int = 0
     contexts: Mapping[str, int] = field(default_factory=lambda: {"text": 384})
     lowres: bool = False
+    guided: bool = False
 
     def __post_init__(self):
         if self.width % 64:
@@ -62,6 +64,7 @@ class PatchTransformer(nn.Module):
         merge = config.patch // config.fine
         self.level = LevelEmbedding(width)
         self.lowres_level = LevelEmbedding(width) if config.lowres else None
+        self.guidance = GuidanceEmbedding(width) if config.guided else None
         self.context = ContextEmbedding(config.contexts, width, width, config.context_depth)
         self.stem = nn.Conv2d(inputs, ends, 3, padding=1)
         self.first = FineBlock(ends, width)
@@ -83,6 +86,8 @@ class PatchTransformer(nn.Module):
             x = torch.cat([x, cond.super_resolved().to(x.dtype)], dim=1)
             levels = levels + self.lowres_level(cond.lowres_logsnr)
         embedding = F.layer_norm(levels, levels.shape[-1:]) + memory.pooled
+        if self.guidance is not None:
+            embedding = embedding + self.guidance(cond.weights())
         fine = self.first(self.stem(F.pixel_unshuffle(x, self.config.fine)), embedding)
         grid = self.merge(fine)
         tokens = rearrange(grid, "b d h w -> b (h w) d") + self.position(self._waves(grid, self.config.width))

@@ -27,9 +27,9 @@ from pixelcascade.nn.blocks import (
     norm_silu,
     run,
     unfold,
-    zeroed,
 )
 from pixelcascade.nn.embed import Memory, NetworkEmbedding
+from pixelcascade.nn.initial import zeroed
 from pixelcascade.noise import Image
 
 
@@ -41,9 +41,9 @@ class UNetConfig:
     middle attends if the coarsest level does. patch: sides of the rectangles that the stem folds into channels. head:
     width of an attention head. embedding: of noise level and pooled contexts; None: four times the first width.
     context: width of the contexts' tokens in here; context_depth: trainable blocks over them. contexts: the width of
-    each condition's own tokens, by name. lowres: takes a low-resolution image. damp: divides residual sums and skips by
-    sqrt(2). norm: "group" or "pixel", see `make_norm`. checkpoint: recomputes each block in the backward pass, to save
-    memory.
+    each condition's own tokens, by name. lowres: takes a low-resolution image. guided: is told the weight of the
+    guidance that it has inside. damp: divides residual sums and skips by sqrt(2). norm: "group" or "pixel", see
+    `make_norm`. checkpoint: recomputes each block in the backward pass, to save memory.
     """
 
     channels: int = 3
@@ -58,6 +58,7 @@ class UNetConfig:
     context_depth: int = 0
     contexts: Mapping[str, int] = field(default_factory=lambda: {"text": 384})
     lowres: bool = False
+    guided: bool = False
     damp: bool = False
     norm: str = "group"
     checkpoint: bool = False

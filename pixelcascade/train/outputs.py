@@ -14,7 +14,7 @@ from pixelcascade.checkpoint import Header, save_stage
 from pixelcascade.config import to_json
 from pixelcascade.recipe import StageRecipe
 from pixelcascade.train.distributed import Group, whole_weights
-from pixelcascade.train.loop import Report, Run, held_out_loss, train
+from pixelcascade.train.loop import Report, Run, Task, held_out_loss, train
 from pixelcascade.train.prepare import Prepared
 from pixelcascade.train.sheet import Sheet, draw_curve
 from pixelcascade.train.state import Counters, State
@@ -76,11 +76,11 @@ class Outputs(ABC):
 
 
 class StageOutputs(Outputs):
-    """Of a stage: its weights, sample sheets, the loss curve."""
+    """Of a stage: its weights, sample sheets, the loss curve. task: whose loss is watched, None: the stage's own."""
 
-    def __init__(self, out: Path, stage: StageRecipe, prepared: Prepared, options: Options):
+    def __init__(self, out: Path, stage: StageRecipe, prepared: Prepared, options: Options, task: Task | None = None):
         super().__init__(out, to_json(stage), options)
-        self.stage, self.prepared = stage, prepared
+        self.stage, self.prepared, self.task = stage, prepared, task or stage
         self.sheet = Sheet(stage, prepared.shown)
         self.curve_is_old = False
 
@@ -105,7 +105,7 @@ class StageOutputs(Outputs):
             measured.update(drawn.numbers)
             if self.prepared.held_out is not None:
                 count = min(96, len(self.prepared.held_out))
-                loss = held_out_loss(self.stage, network, self.prepared.held_out, state.group.device, count)
+                loss = held_out_loss(self.task, network, self.prepared.held_out, state.group.device, count)
                 measured["held_out_loss"] = loss
 
         state.group.together(work)
