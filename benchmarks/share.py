@@ -24,10 +24,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from pixelcascade.bench import matmul_rate
 from pixelcascade.plan import RandomBatches, random_batch, step_flop
+from pixelcascade.precision import bf16_is_native
 from pixelcascade.recipe import StageRecipe
 from pixelcascade.recipes.emoji import emoji
 from pixelcascade.train.loop import Budget, Run, Steps, fresh_state
-from pixelcascade.train.precision import bf16_is_native
 
 HUGE = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=2147483648:"

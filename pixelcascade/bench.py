@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pixelcascade.condition import Conditioning, Context
 from pixelcascade.nn.efficient_unet import EfficientUNetConfig
 from pixelcascade.nn.unet import UNetConfig
+from pixelcascade.precision import autocast, bf16_is_native
 from pixelcascade.recipe import NETWORKS
-from pixelcascade.train.precision import autocast, bf16_is_native
 
 Tell = Callable[[int, int, str], None]
 

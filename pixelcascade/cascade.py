@@ -3,14 +3,16 @@
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeGuard
+from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import PIL.Image
 import torch
 
-from pixelcascade.encode.text import TextEncoder, open_encoder
+from pixelcascade.background import background
+from pixelcascade.encode.remember import Remembering, open_exactly
+from pixelcascade.encode.text import TextEncoder
 from pixelcascade.files import write_atomically
 from pixelcascade.image import to_pictures
 from pixelcascade.stage import Draft, Progress, Sampling, Settings, Space, Stage, result
@@ -24,8 +26,15 @@ class EncoderMark:
     fingerprint: str
 
 
+@runtime_checkable
+class Loads(Protocol):
+    """A stage whose weights can be read before its turn."""
+
+    def load(self) -> object: ...
+
+
 class Kept(Stage, Protocol):
-    """A stage with a file behind it. digest: of its weights. encoder: that it was trained with."""
+    """A stage with a file behind it. digest: of its weights. encoder: of its training. precision: that it runs in."""
 
     @property
     def encoder(self) -> EncoderMark: ...
@@ -35,6 +44,9 @@ class Kept(Stage, Protocol):
 
     @property
     def digest(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
 
     def save(self, folder: Path) -> None: ...
 
@@ -124,8 +136,11 @@ class Cascade:
 
     def refine(self, draft: Draft) -> Progress:
         """As a stage: every step of every stage, then the last draft."""
-        for stage in self.stages:
-            draft = yield from stage.refine(draft)
+        with background() as reader:
+            for stage, after in zip_longest(self.stages, self.stages[1:]):
+                if isinstance(after, Loads):
+                    reader.submit(after.load)  # what fails here fails again, and is told, when its turn comes
+                draft = yield from stage.refine(draft)
         return draft
 
     def until(self, size: tuple[int, int] | None) -> "Cascade":
@@ -224,13 +239,9 @@ def _open_marked(marks: Sequence[EncoderMark], name: str) -> TextEncoder:
     if len(different) != 1:
         found = " and ".join(different) or "none"
         raise ValueError(f"cascade {name!r} needs one text encoder, its stages name {found}; give encoder=...")
-    encoder = open_encoder(marks[0].name)
-    if encoder.fingerprint != marks[0].fingerprint:
-        raise ValueError(
-            f"cascade {name!r} was trained with encoder {different[0]}, but {marks[0].name} is installed as "
-            f"{encoder.fingerprint[:12]}; install the version pinned in constraints.txt"
-        )
-    return encoder
+    mark = marks[0]
+    remembered = not mark.name.startswith("hash")  # which is quicker than any file
+    return (Remembering if remembered else open_exactly)(mark.name, mark.fingerprint)
 
 
 def as_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:

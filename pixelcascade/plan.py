@@ -24,10 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from pixelcascade.bench import matmul_rate
 from pixelcascade.condition import Conditioning, Context
 from pixelcascade.objective import Batch
+from pixelcascade.precision import autocast, bf16_is_native
 from pixelcascade.recipe import StageRecipe
 from pixelcascade.streams import Streams
 from pixelcascade.train.loop import Budget, Run, Steps, fresh_state
-from pixelcascade.train.precision import autocast, bf16_is_native
 from pixelcascade.train.state import FILE_BYTES
 
 PROCESS_BYTES = 430_000_000  # Python, torch with its kernels and a small encoder, measured on Linux on a CPU

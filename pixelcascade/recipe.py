@@ -111,6 +111,11 @@ class StageRecipe:
             torch.random.manual_seed(self.training.seed)
             return NETWORKS[type(self.network)](self.network)
 
+    def blank(self) -> nn.Module:
+        """The network without weights, on the meta device; leaves the global generator alone, so that threads may."""
+        with torch.device("meta"):
+            return NETWORKS[type(self.network)](self.network)
+
     def stage(self, network: nn.Module, device: str = "cpu") -> DiffusionStage:
         denoise = NetworkDenoiser(network, self.parameterization)
         contexts = tuple(self.network.contexts)

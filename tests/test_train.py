@@ -10,6 +10,7 @@ import pytest
 import small
 import torch
 
+from pixelcascade.background import background
 from pixelcascade.checkpoint import open_stage
 from pixelcascade.condition import Context
 from pixelcascade.data.batch import Batches, Buckets, box_down, nearest_shape
@@ -483,7 +484,7 @@ def test_the_reader_computes_alone_and_the_rest_does_not():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        reader = loop._reader()
+        reader = background()
         there = reader.submit(lambda: (torch.ones(100_000).sum().item(), torch.get_num_threads())).result()
         assert there[1] == 1 and torch.get_num_threads() == 3
         reader.shutdown()

@@ -88,7 +88,8 @@ class ContextEmbedding(nn.Module):
         if attended:
             self.projections = nn.ModuleDict({name: nn.Linear(contexts[name], dim) for name in self.names})
             self.blocks = nn.ModuleList(SequenceBlock(dim) for _ in range(depth))
-            self.null = nn.Parameter(torch.randn(dim) * 0.02)
+            # uniform: a normal one on tensors without contents would import the compiler, for a second
+            self.null = nn.Parameter(nn.init.uniform_(torch.empty(dim), -0.035, 0.035))
             self.norm = nn.LayerNorm(dim)
 
     def forward(self, cond: Conditioning, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ leaves a committed state behind, and so does asking it to stop. All processes of
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,13 +15,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from pixelcascade.background import background
 from pixelcascade.denoise import NetworkDenoiser
 from pixelcascade.objective import Batch
+from pixelcascade.precision import autocast, loss_scaler
 from pixelcascade.recipe import Training
 from pixelcascade.streams import Streams
 from pixelcascade.train.average import Average
 from pixelcascade.train.distributed import Group, replicate, shard, unsynced, whole
-from pixelcascade.train.precision import autocast, loss_scaler
 from pixelcascade.train.state import Counters, State, committed
 
 
@@ -227,7 +228,7 @@ class Steps:
         called = torch.compile(self.network) if self.training.compile else self.network
         self.denoise = NetworkDenoiser(called, run.recipe.parameterization)
         self.parameters = list(state.network.parameters())
-        self.reader = _reader()
+        self.reader = background()
         self.coming = self._read(state.counters.seen)
         self.waited = 0.0
 
@@ -275,20 +276,6 @@ class Steps:
     def close(self) -> None:
         self.reader.shutdown(cancel_futures=True)
         self.state.optimizer.zero_grad(set_to_none=True)
-
-
-def _reader() -> ThreadPoolExecutor:
-    """One thread that computes alone.
-
-    A second team of OpenMP threads makes more threads than cores, and then libgomp lets the waiting ones of the first
-    team sleep after every operation: steps took half as long again.
-    """
-    threads = torch.get_num_threads()
-    reader = ThreadPoolExecutor(1)
-    reader.submit(torch.get_num_threads).result()  # a thread's first question sets its number to that of the process
-    reader.submit(torch.set_num_threads, 1).result()
-    torch.set_num_threads(threads)  # that of the process, which the line above has changed as well
-    return reader
 
 
 def _to(batch: Batch, device: str) -> Batch:

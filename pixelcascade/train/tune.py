@@ -21,7 +21,8 @@ from pixelcascade.cascade import Cascade, EncoderMark
 from pixelcascade.checkpoint import Header, SavedStage, load_network, open_stage, save_stage
 from pixelcascade.condition import Context
 from pixelcascade.denoise import Denoiser, NetworkDenoiser
-from pixelcascade.encode.text import Pretrained, TextEncoder, open_encoder
+from pixelcascade.encode.remember import open_exactly
+from pixelcascade.encode.text import Pretrained, open_encoder
 from pixelcascade.objective import Batch
 from pixelcascade.recipe import Recipe, StageRecipe, Training
 from pixelcascade.streams import Streams
@@ -138,7 +139,7 @@ def started_from(recipe: Recipe, start: Path | None) -> list[SavedStage]:
 
 def tunable(stages: Sequence[SavedStage]) -> Pretrained:
     """The encoder that all stages were trained with. ValueError: they differ, or it has no weights."""
-    encoder: TextEncoder = Cascade(stages[:1], name=stages[0].name).encoder
+    encoder = open_exactly(stages[0].encoder.name, stages[0].encoder.fingerprint)
     for stage in stages:
         if stage.encoder.fingerprint != encoder.fingerprint:
             raise ValueError(f"{stages[0].path} and {stage.path} were trained with different encoders; train one again")
