@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from pixelcascade.cascade import Cascade, EncoderMark
 from pixelcascade.config import from_json, to_json
 from pixelcascade.files import write_atomically
 from pixelcascade.names import nearest
+from pixelcascade.precision import Compute
 from pixelcascade.quantize import dequantize, quantize
 from pixelcascade.recipe import StageRecipe
 from pixelcascade.stage import DiffusionStage, Draft, Progress, Sampling, Space
@@ -83,8 +85,7 @@ def read_header(path: Path) -> Header:
 
 def load_network(path: Path, header: Header, device: str = "cpu") -> nn.Module:
     """The network with its weights in float32, ready to sample; nothing is initialized in vain."""
-    with torch.device("meta"):
-        network = header.recipe.build()
+    network = header.recipe.blank()
     weights = dequantize(load_file(path, device))
     if weights.keys() != network.state_dict().keys():
         differing = ", ".join(sorted(weights.keys() ^ network.state_dict().keys())[:3])
@@ -109,13 +110,14 @@ def take_over(network: nn.Module, path: Path) -> list[str]:
 
 
 class SavedStage:
-    """A stage on disk: its header is read at once, its weights when it first runs."""
+    """A stage on disk: its header is read at once, its weights when it first runs, or is about to."""
 
-    def __init__(self, path: str | Path, device: str = "cpu"):
+    def __init__(self, path: str | Path, compute: Compute = Compute()):
         self.path = find_weights(path)
         self.header = read_header(self.path)
-        self.device = device
+        self.compute = compute
         self._stage: DiffusionStage | None = None
+        self._loading = Lock()
 
     @property
     def name(self) -> str:
@@ -124,6 +126,11 @@ class SavedStage:
     @property
     def sampling(self) -> Sampling:
         return self.header.recipe.sampling
+
+    @property
+    def precision(self) -> str:
+        """That its network computes in."""
+        return self.compute.numbers
 
     @cached_property
     def digest(self) -> str:
@@ -149,9 +156,11 @@ class SavedStage:
         return self.header.recipe.gives
 
     def load(self) -> DiffusionStage:
-        if self._stage is None:
-            network = load_network(self.path, self.header, self.device)
-            self._stage = self.header.recipe.stage(network, self.device)
+        """The stage with its weights, read once, from whichever thread."""
+        with self._loading:
+            if self._stage is None:
+                network = self.compute(load_network(self.path, self.header, self.compute.device))
+                self._stage = self.header.recipe.stage(network, self.compute.device)
         return self._stage
 
     def refine(self, draft: Draft) -> Progress:
@@ -175,9 +184,11 @@ def saved_stages(cascade: Cascade, name: str | None = None) -> tuple[list[SavedS
     return stages, names.index(name or names[0])
 
 
-def open_stage(path: str | Path, device: str = "cpu") -> SavedStage:
-    """A stage from its folder, from a run's folder, or from its weights file."""
-    return SavedStage(path, device)
+def open_stage(
+    path: str | Path, device: str = "cpu", *, precision: str = "float32", compiled: bool = False
+) -> SavedStage:
+    """A stage from its folder, from a run's folder, or from its weights file. precision, compiled: see `Compute`."""
+    return SavedStage(path, Compute(device, precision, compiled))
 
 
 def save_cascade(stages: Sequence[SavedStage], folder: Path, name: str, dtype: torch.dtype | None = None) -> Cascade:
@@ -203,16 +214,20 @@ def bundled() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob("*/pixelcascade.json"))
 
 
-def open_cascade(name: str | Path, device: str = "cpu") -> Cascade:
+def open_cascade(
+    name: str | Path, device: str = "cpu", *, precision: str = "float32", compiled: bool = False
+) -> Cascade:
     """A cascade by the name of a bundled one, by its folder, or from the folder of a single stage or run.
 
-    ValueError, in one line, for an unknown name, a newer format, or stages that do not fit.
+    precision, compiled: see `Compute`. ValueError, in one line, for an unknown name, a newer format, or stages that do
+    not fit.
     """
+    compute = Compute(device, precision, compiled)
     folder = BUNDLED / name if str(name) in bundled() else Path(name)
     index = folder / "pixelcascade.json"
     if not index.is_file():
         if folder.exists():
-            return Cascade([open_stage(folder, device)], name=folder.name)
+            return Cascade([SavedStage(folder, compute)], name=folder.name)
         raise ValueError(f"no model {str(name)!r}: neither a folder nor a bundled one{nearest(str(name), bundled())}")
     try:
         data = json.loads(index.read_text())
@@ -220,7 +235,7 @@ def open_cascade(name: str | Path, device: str = "cpu") -> Cascade:
         raise ValueError(f"{index} is not JSON ({error}); copy the model again") from None
     if data["format"] > FORMAT:
         raise ValueError(f"{index} has format {data['format']}, this version reads up to {FORMAT}; update pixelcascade")
-    stages = [open_stage(_inside(folder, stage), device) for stage in data["stages"]]
+    stages = [SavedStage(_inside(folder, stage), compute) for stage in data["stages"]]
     return Cascade(stages, name=data["name"])
 
 

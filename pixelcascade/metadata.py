@@ -34,6 +34,7 @@ class Provenance:
 
     stages: by name, the digest of each stage's weights and its sampling as used (steps, guidance, ...), as JSON values.
     effects: on the finished picture, in order, as `--effect` has them. chosen: among how many, by what; None: not.
+    precision: that the networks ran in.
     """
 
     prompt: str
@@ -46,6 +47,7 @@ class Provenance:
     version: str = pixelcascade.__version__
     effects: Sequence[str] = ()
     chosen: str | None = None
+    precision: str = "float32"
 
     def parameters(self) -> str:
         """The `parameters` text: prompt, negative prompt, and a line of settings."""

@@ -69,8 +69,9 @@ def provenance_of(cascade: Cascade, request: Request, model: str) -> list[Proven
             "sampling": to_json(sampling),
             "weights": stage.digest,
         }
+    precision = next((stage.precision for stage in cascade.kept()), "float32")
     return [
-        Provenance(prompt, seed, model, width, height, request.negative, stages)
+        Provenance(prompt, seed, model, width, height, request.negative, stages, precision=precision)
         for prompt, seed in zip(request.prompts, request.seeds, strict=True)
     ]
 

@@ -451,6 +451,28 @@ FAULTS = [
         },
     ),
     *faults_in(
+        "encode/remember",
+        tests="encode_remember",
+        faults={
+            "padding is remembered": ("Context(row.tokens[:, :count].cpu(), row.mask[:, :count].cpu())", "row"),
+            "cut ones are remembered": ("0 < count < self.length", "0 < count <= self.length"),
+            "the newest are forgotten": ("in sorted(files)", "in sorted(files, reverse=True)"),
+        },
+    ),
+    *faults_in(
+        "precision",
+        tests="compute",
+        faults={
+            "norms in half precision": ("if weight.ndim > 1:", "if True:"),
+            "half precision for all": ('return "bf16" if bf16_is_native(self.device) else "float32"', 'return "bf16"'),
+        },
+    ),
+    *faults_in(
+        "cascade",
+        tests="compute",
+        faults={"nothing is read ahead": ("reader.submit(after.load)", "pass")},
+    ),
+    *faults_in(
         "postprocess/quality",
         tests="analyse",
         faults={

@@ -19,6 +19,7 @@ Steps = Annotated[str | None, typer.Option(help="Sampling steps by stage, such a
 Guidance = Annotated[str | None, typer.Option(help="Guidance scale by stage, such as 5,3,1; 1 is none.")]
 SamplerName = Annotated[str | None, typer.Option("--sampler", help="ddim, ancestral, heun or dpm-solver-2m.")]
 Effects = Annotated[list[str] | None, typer.Option("--effect", help="name or name:key=value,..., in order; see docs.")]
+Precision = Annotated[str, typer.Option(help="float32; bf16 or fp16: less memory, faster where native; auto.")]
 AugSNR = Annotated[float | None, typer.Option(help="SNR of the noise on low-resolution images, usually 3 to 20.")]
 
 
@@ -37,6 +38,8 @@ def generate(
     aug_snr: AugSNR = None,
     effect: Effects = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    precision: Precision = "float32",
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the networks: pays for many pictures.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object about the pictures.")] = False,
     metadata: Annotated[bool, typer.Option(help="Write into the file how it was made.")] = True,
 ) -> None:
@@ -51,7 +54,7 @@ def generate(
     wanted = [(prompt, seed + k * best_of) for prompt in prompts for k in range(n)]
     effects = [parse_effect(text) for text in effect or ()]
     paths = output_paths(out, wanted)
-    cascade = open_cascade(model, pick_device(device))
+    cascade = open_cascade(model, pick_device(device), precision=precision, compiled=compiled)
     settings = settings_of(cascade, Choices(steps, guidance, sampler, aug_snr))
     size_hw = parse_size(size)
     if best_of > 1:
@@ -89,7 +92,7 @@ def reproduce(
 
     provenance = read_provenance(picture)
     output_paths(out, [(provenance.prompt, provenance.seed)])
-    cascade = open_cascade(provenance.model, pick_device(device))
+    cascade = open_cascade(provenance.model, pick_device(device), precision=provenance.precision)
     request = request_again(cascade, provenance)
     ((again, row),) = paint_request(cascade, request, provenance.model)
     again = changed(again, [parse_effect(text) for text in provenance.effects])
