@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pixelcascade.bench import matmul_rate
 from pixelcascade.plan import RandomBatches, random_batch, step_flop
-from pixelcascade.precision import bf16_is_native
+from pixelcascade.precision import bf16_pays
 from pixelcascade.recipe import StageRecipe
 from pixelcascade.recipes.emoji import emoji
 from pixelcascade.train.loop import Budget, Run, Steps, fresh_state
@@ -64,7 +64,7 @@ def timed(steps: Steps) -> float:
 
 def measure(stage: StageRecipe, rounds: int) -> None:
     """Prints the share, seconds a step, the rate of matrix products, and page faults a step."""
-    dtype = torch.bfloat16 if bf16_is_native("cpu") else torch.float32
+    dtype = torch.bfloat16 if bf16_pays("cpu") else torch.float32
     flop, steps = step_flop(stage), steps_of(stage)
     shares, times, ceilings, faults = [], [], [matmul_rate("cpu", dtype)], 0
     for _ in range(rounds):

@@ -464,7 +464,7 @@ FAULTS = [
         tests="compute",
         faults={
             "norms in half precision": ("if weight.ndim > 1:", "if True:"),
-            "half precision for all": ('return "bf16" if bf16_is_native(self.device) else "float32"', 'return "bf16"'),
+            "half precision for all": ('return "bf16" if bf16_pays(self.device) else "float32"', 'return "bf16"'),
         },
     ),
     *faults_in(

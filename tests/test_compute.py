@@ -18,7 +18,7 @@ from pixelcascade.checkpoint import SavedStage
 from pixelcascade.cli import application
 from pixelcascade.condition import Context
 from pixelcascade.metadata import read_provenance
-from pixelcascade.precision import Compute
+from pixelcascade.precision import Compute, bf16_pays
 from pixelcascade.stage import Draft, run
 
 
@@ -31,7 +31,7 @@ def draft():
     return Draft({"text": Context(normal(1, 2, 3, 64), torch.ones(2, 3, dtype=torch.bool))}, (0, 1))
 
 
-@pytest.mark.filterwarnings("ignore:cpu has no bf16")
+@pytest.mark.filterwarnings("ignore:cpu computes bf16")
 class TestPrecision:
     def test_weights_are_half_the_size_and_pictures_nearly_the_same(self, tmp_path, precision):
         small.random_cascade(tmp_path).save(tmp_path / "model")
@@ -53,8 +53,23 @@ class TestPrecision:
         assert "identical" in CliRunner().invoke(application(), again).stdout
 
     def test_auto_is_what_the_device_has(self, monkeypatch):
-        monkeypatch.setattr("pixelcascade.precision.bf16_is_native", lambda device: device == "cuda")
+        monkeypatch.setattr("pixelcascade.precision.bf16_pays", lambda device: device == "cuda")
         assert [Compute(device, "auto").numbers for device in ("cpu", "cuda")] == ["float32", "bf16"]
+
+    @pytest.mark.parametrize(
+        "pays, cpu",
+        [
+            (True, {"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}),
+            (True, {"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}),
+            (False, {"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}),
+            (False, {"cpu_name": "AMD EPYC", "avx512_bf16": False, "amx_bf16": False}),
+            (False, {"architecture": "aarch64"}),
+        ],
+    )
+    def test_bf16_pays_on_some_processors(self, monkeypatch, pays, cpu):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+        assert bf16_pays("cpu") is pays
+        assert Compute("cpu", "auto").numbers == ("bf16" if pays else "float32")
 
     def test_refuses(self):
         with pytest.raises(ValueError, match="precision is 'fp8'; it is one of float32, bf16"):
@@ -62,8 +77,8 @@ class TestPrecision:
 
 
 def test_emulated_numbers_are_warned_of(monkeypatch):
-    monkeypatch.setattr("pixelcascade.precision.bf16_is_native", lambda device: False)
-    with pytest.warns(UserWarning, match="emulates it"):
+    monkeypatch.setattr("pixelcascade.precision.bf16_pays", lambda device: False)
+    with pytest.warns(UserWarning, match="more slowly than float32, or emulates it"):
         Compute(precision="bf16")(torch.nn.Identity())
 
 

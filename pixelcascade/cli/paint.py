@@ -19,7 +19,7 @@ Steps = Annotated[str | None, typer.Option(help="Sampling steps by stage, such a
 Guidance = Annotated[str | None, typer.Option(help="Guidance scale by stage, such as 5,3,1; 1 is none.")]
 SamplerName = Annotated[str | None, typer.Option("--sampler", help="ddim, ancestral, heun or dpm-solver-2m.")]
 Effects = Annotated[list[str] | None, typer.Option("--effect", help="name or name:key=value,..., in order; see docs.")]
-Precision = Annotated[str, typer.Option(help="float32; bf16 or fp16: less memory, faster where native; auto.")]
+Precision = Annotated[str, typer.Option(help="float32; bf16 or fp16: half the weights, faster on some devices; auto.")]
 AugSNR = Annotated[float | None, typer.Option(help="SNR of the noise on low-resolution images, usually 3 to 20.")]
 
 
