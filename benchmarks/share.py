@@ -4,7 +4,7 @@
     python benchmarks/share.py --profile base         where the time of one stage goes, operation by operation
 
 Steps are those of the training loop: objective, backward, clipping, optimizer and average. Each measurement is a
-process of its own, in which steps and matrix products of the format that the steps use take turns. Settings are the
+process of its own, in which steps and matrix products, of float32 and of bf16, take turns. Settings are the
 environment's: huge pages by glibc, which keeps memory that was freed, and torch.compile, which needs a C++ compiler.
 """
 
@@ -63,19 +63,24 @@ def timed(steps: Steps) -> float:
 
 
 def measure(stage: StageRecipe, rounds: int) -> None:
-    """Prints the share, seconds a step, the rate of matrix products, and page faults a step."""
-    dtype = torch.bfloat16 if bf16_pays("cpu") else torch.float32
+    """Prints the shares of float32 and of bf16, seconds a step, the rates of both, and page faults a step."""
     flop, steps = step_flop(stage), steps_of(stage)
-    shares, times, ceilings, faults = [], [], [matmul_rate("cpu", dtype)], 0
+    shares, times, rates, faults = [], [], [products()], 0
     for _ in range(rounds):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         took = median(timed(steps) for _ in range(5))
         faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-        ceilings.append(matmul_rate("cpu", dtype))
+        rates.append(products())
         times.append(took)
-        shares.append(flop / took / ((ceilings[-1] + ceilings[-2]) / 2))
+        shares.append([flop / took * 2 / (one + two) for one, two in zip(*rates[-2:], strict=True)])
     steps.close()
-    print(median(shares), median(times), median(ceilings), faults / (5 * rounds))
+    columns = [*zip(*shares, strict=True), times, *zip(*rates, strict=True)]
+    print(*map(median, columns), faults / (5 * rounds))
+
+
+def products() -> tuple[float, float]:
+    """FLOP/s of matrix products in float32 and in bf16."""
+    return matmul_rate("cpu", torch.float32), matmul_rate("cpu", torch.bfloat16)
 
 
 def show_profile(stage: StageRecipe, count: int = 25) -> None:
@@ -99,21 +104,30 @@ def kind_of(name: str) -> str:
 
 
 def compare(found: list[StageRecipe], rounds: int, say: Callable[[str], None]) -> None:
-    say("| stage | setting | s a step | products, GFLOP/s | page faults a step | share | against plain |")
+    ours = "bf16" if bf16_pays("cpu") else "float32"
+    say(
+        f"| stage, in {ours} | setting | s a step | products, GFLOP/s: float32, bf16 | page faults a step | "
+        "share of float32, of bf16 | against plain |"
+    )
     say("|---|---|---|---|---|---|---|")
     for stage in found:
         rows: dict[str, list[list[float]]] = {setting: [] for setting in SETTINGS}
         for _ in range(rounds):
             for setting, (environment, compiled) in SETTINGS.items():
                 command = [sys.executable, __file__, "--child", stage.name, *["--compile"] * compiled]
-                done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
-                rows[setting].append([float(word) for word in done.stdout.split()[-4:]])
+                done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+                if done.returncode:
+                    say(f"{stage.name}, {setting}: {done.stderr.strip().splitlines()[-1]}")
+                else:
+                    rows[setting].append([float(word) for word in done.stdout.split()[-6:]])
         for setting, measured in rows.items():
-            share, took, ceiling, faults = (median(column) for column in zip(*measured, strict=True))
-            gains = [one[0] / plain[0] for one, plain in zip(measured, rows["plain"], strict=True)]
+            if not measured:
+                continue
+            whole, half, took, rate, rate_half, faults = (median(column) for column in zip(*measured, strict=True))
+            gains = [one[0] / plain[0] for one, plain in zip(measured, rows["plain"], strict=False)]
             say(
-                f"| {stage.name} | {setting} | {took:.3f} | {ceiling / 1e9:.0f} | {faults:,.0f} | **{share:.0%}** | "
-                f"{median(gains):.2f} ({min(gains):.2f} to {max(gains):.2f}) |"
+                f"| {stage.name} | {setting} | {took:.3f} | {rate / 1e9:.0f}, {rate_half / 1e9:.0f} | {faults:,.0f} | "
+                f"**{whole:.0%}**, {half:.0%} | {median(gains):.2f} ({min(gains):.2f} to {max(gains):.2f}) |"
             )
 
 
