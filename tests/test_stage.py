@@ -78,38 +78,34 @@ def test_guidance_comes_before_thresholding():
 
 def test_eps_follows_from_the_thresholded_prediction():
     """Guide, threshold, and then eps from the result: two DDIM steps by hand, with what each other order would give."""
+    schedule, gains = Cosine(-1.0, 10.0), (1.0, 0.2)
+    levels = grid(schedule, 2)
 
     def denoise(x_t, level, cond: Conditioning):
         told = cond.contexts["text"].mask.any(1)[:, None, None, None]
-        return torch.where(told, 0.8 * x_t, 0.3 * x_t)
+        return torch.where(told, 1.0, 0.5) * gains[int(level.sigma[0] < levels.sigma[0])] * x_t
 
-    def first_step(predict, eps_of):
-        levels, noise = grid(schedule, 2), Streams((0,), "s").normal("start", (3, 8, 8))
-        start, stop = levels[0], levels[1]
-        x_t = start.norm * noise
-        eps = (x_t - start.alpha * eps_of(x_t)) / start.sigma
-        return stop.alpha * predict(x_t) + stop.sigma * eps
+    def guided(x_t, gain, limit=lambda x0: x0):
+        conditional, unguided = limit(gain * x_t), limit(0.5 * gain * x_t)
+        return unguided + 3.0 * (conditional - unguided)
 
-    schedule = Cosine(-1.0, 10.0)
+    def painted(predict, kept):
+        """The two steps, with eps from another prediction than x0."""
+        x_t = levels[0].norm * Streams((0,), "s").normal("start", (3, 8, 8))
+        eps = (x_t - levels[0].alpha * kept(x_t, gains[0])) / levels[0].sigma
+        return predict(levels[1].alpha * predict(x_t, gains[0]) + levels[1].sigma * eps, gains[1]).clamp(-1, 1)
+
+    def limited(x_t, gain):
+        return guided(x_t, gain).clamp(-1, 1)
+
+    def swapped(x_t, gain):
+        return guided(x_t, gain, lambda x0: x0.clamp(-1, 1))
+
     sampling = Sampling(DDIM(), 2, ClassifierFree(3.0), Static(), schedule)
-    stage = DiffusionStage("s", None, SQUARE, denoise, sampling)
-    limit = sampling.threshold.clip
-
-    def guided(x_t):
-        return 0.3 * x_t + 3.0 * (0.8 * x_t - 0.3 * x_t)
-
-    def swapped(x_t):
-        return limit(0.3 * x_t) + 3.0 * (limit(0.8 * x_t) - limit(0.3 * x_t))
-
-    def thresholded(x_t):
-        return limit(guided(x_t))
-
-    x_t = first_step(thresholded, thresholded)
-    right = thresholded(x_t).clamp(-1, 1)
-    assert torch.allclose(run(stage, draft()).painted, right, atol=1e-5)
-    kept, other = first_step(thresholded, guided), first_step(swapped, swapped)
-    assert (thresholded(kept).clamp(-1, 1) - right).abs().max() > 0.05
-    assert (swapped(other).clamp(-1, 1) - right).abs().max() > 0.05
+    image = run(DiffusionStage("s", None, SQUARE, denoise, sampling), draft()).painted
+    assert torch.allclose(image, painted(limited, limited), atol=1e-5)
+    assert (image - painted(limited, guided)).abs().max() > 0.05
+    assert (image - painted(swapped, swapped)).abs().max() > 0.05
 
 
 def _level():
