@@ -398,6 +398,14 @@ class TestCommand:
             start = grid(saved.sampling.schedule, 4)[index]
             assert_close(task.teacher(x_t, start, cond), ClassifierFree(weight)(network)(x_t, start, cond))
         assert levels[0].place.of == 4
+        descent = Descent(2, 4, (1.0, 5.0))
+        told = objective(saved, descent, descent.rounds()[0], "cpu")
+        for index, weights in enumerate([[2.0, 5.0], [1.0, 1.0]]):
+            start, weighed = (
+                grid(saved.sampling.schedule, 4)[index],
+                Conditioning(words(2)).told(torch.tensor([2.0, 5.0])),
+            )
+            assert_close(told.teacher(x_t, start, weighed), ClassifierFree(weights)(network)(x_t, start, cond))
 
     def test_a_teacher_that_is_guided_by_a_weaker_one(self, place):
         guided = replace(small.base(), sampling=replace(small.base().sampling, guidance=Auto(2.0)))
