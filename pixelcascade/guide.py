@@ -228,7 +228,7 @@ class Oscillating(Around):
         if level.place is None:
             raise ValueError("oscillating guidance goes by steps, and this level is in none; see sample.grid")
         index, of = level.place
-        since = index.cpu() - math.ceil(self.first * of - 1e-9)  # 0.1 * 70 is more than 7
+        since = index.cpu() - math.ceil(self.first * of - 1e-9)  # 0.07 * 100 is more than 7
         return super().weights(level, count).where((since < 0) | (since % 2 == 1), self.low)
 
 
@@ -237,7 +237,8 @@ class Rescaled(Around):
     """The guided prediction scaled to the standard deviation of the conditional one, each image by itself.
 
     Large weights then do not raise the contrast. phi: the share of that in the result; the rest is left as it was.
-    Lin et al. 2023, section 3.4, which rescales the network's output v; here it is x0, whatever the output means.
+    Lin et al. 2023, section 3.4, which scales the network's output, v of latents with a mean near 0. Here it is x0,
+    whatever the output means, and about its mean: otherwise white grounds would turn grey.
     """
 
     of: Guidance = ClassifierFree(3.0)
@@ -251,8 +252,9 @@ class Rescaled(Around):
     def predict(self, denoise, x_t, level, cond, weights):
         conditional, guided = super().predict(denoise, x_t, level, cond, weights)
         wanted, found = (x0.flatten(1).std(1, correction=0).reshape(-1, 1, 1, 1) for x0 in (conditional, guided))
-        factor = torch.where(found > 0, wanted / found, 1.0)
-        return Predicted(conditional, (self.phi * factor + (1 - self.phi)) * guided)
+        factor = self.phi * torch.where(found > 0, wanted / found, 1.0) + (1 - self.phi)
+        mean = guided.mean((1, 2, 3), keepdim=True)
+        return Predicted(conditional, mean + factor * (guided - mean))
 
 
 @dataclass(frozen=True)

@@ -246,9 +246,11 @@ class TestLimited:
 
 
 class TestOscillating:
-    @pytest.mark.parametrize("steps, first", [(1, 1), (10, 1), (16, 2), (30, 3), (70, 7), (256, 26)])
-    def test_high_at_first_then_by_turns(self, steps, first):
-        weights, counts = run_of(Oscillating(ClassifierFree(15.0), 1.0), DDIM(), steps)
+    @pytest.mark.parametrize(
+        "steps, share, first", [(1, 0.1, 1), (10, 0.1, 1), (16, 0.1, 2), (100, 0.07, 7), (9, 0, 0)]
+    )
+    def test_high_at_first_then_by_turns(self, steps, share, first):
+        weights, counts = run_of(Oscillating(ClassifierFree(15.0), 1.0, share), DDIM(), steps)
         assert weights == [15.0] * first + [(1.0, 15.0)[index % 2] for index in range(steps - first)]
         assert counts == [1 if weight == 1 else 2 for weight in weights]
 
@@ -323,6 +325,7 @@ class TestRescaled:
         conditional = Recorder()(X_T, LEVEL, COND)
         rescaled = Rescaled(ClassifierFree(9.0), 1.0)(Recorder())(X_T, LEVEL, COND)
         assert_close(rescaled.std((1, 2, 3)), conditional.std((1, 2, 3)))
+        assert_close(rescaled.mean((1, 2, 3)), guided(9.0, COND).mean((1, 2, 3)))
         assert (guided(9.0, COND).std((1, 2, 3)) > 1.2 * conditional.std((1, 2, 3))).all()
 
     def test_a_share_of_it(self):
