@@ -1,6 +1,7 @@
 """Cascades: stages that fit, and the text encoder in front of them. A cascade is itself a stage."""
 
 import json
+import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise, zip_longest
@@ -11,6 +12,7 @@ import PIL.Image
 import torch
 
 from pixelcascade.background import background
+from pixelcascade.condition import Weighted
 from pixelcascade.encode.remember import Remembering, open_exactly
 from pixelcascade.encode.text import TextEncoder
 from pixelcascade.files import write_atomically
@@ -51,6 +53,12 @@ class Kept(Stage, Protocol):
     def save(self, folder: Path) -> None: ...
 
 
+def digests(stage: Kept) -> str:
+    """Of its weights, and of those of a weaker stage beside it: what its pictures can depend on."""
+    weaker = getattr(stage, "weaker", None)
+    return stage.digest if weaker is None else f"{stage.digest}+{weaker.digest}"
+
+
 def is_kept(stage: Stage) -> TypeGuard[Kept]:
     return hasattr(type(stage), "digest")
 
@@ -74,7 +82,8 @@ class Request:
     """Pictures to be painted: one prompt and one seed an image.
 
     size: (height, width) wanted; the last stage that is needed for it, None: the last stage there is. settings: by
-    stage name. negative: what to move away from, in every image.
+    stage name. negative: what to move away from, in every image. also: more prompts for every image, each with its
+    weight beside the first one's, which is 1; negative: away from it.
     """
 
     prompts: tuple[str, ...]
@@ -82,10 +91,29 @@ class Request:
     size: tuple[int, int] | None = None
     negative: str | None = None
     settings: Mapping[str, Settings] = field(default_factory=dict)
+    also: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self):
         if len(self.prompts) != len(self.seeds):
             raise ValueError(f"{len(self.prompts)} prompts and {len(self.seeds)} seeds; give one seed for each prompt")
+        for name, each in self.settings.items():
+            if each.scales is not None and len(each.scales) != len(self.prompts):
+                raise ValueError(
+                    f"{len(each.scales)} weights of guidance for stage {name!r} and {len(self.prompts)} prompts; "
+                    "give one weight, or one for each prompt"
+                )
+        for text, weight in self.also:
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of {text!r} is {weight}; give a number, such as 0.5")
+
+    def take(self, rows: Sequence[int]) -> "Request":
+        """The images at these rows."""
+        return replace(
+            self,
+            prompts=tuple(self.prompts[row] for row in rows),
+            seeds=tuple(self.seeds[row] for row in rows),
+            settings={name: each.take(rows) for name, each in self.settings.items()},
+        )
 
 
 class Cascade:
@@ -155,13 +183,20 @@ class Cascade:
             )
         return Cascade(self.stages[: large_enough[0] + 1], self.encoder, name=self.name, batch=self.batch)
 
+    def of(self, stages: Sequence[Stage]) -> "Cascade":
+        """These stages in place of its own."""
+        return Cascade(stages, self._encoder, name=self.name, batch=self.batch)
+
     def draft(self, request: Request) -> Draft:
         """The request as the first stage takes it: each different prompt is encoded once."""
         different = sorted(set(request.prompts))
         rows = [different.index(prompt) for prompt in request.prompts]
         contexts = {"text": self.encoder(different).take(rows)}
         negative = {"text": self.encoder([request.negative]).take([0] * len(rows))} if request.negative else None
-        return Draft(contexts, request.seeds, negative, settings=request.settings)
+        also = tuple(
+            Weighted({"text": self.encoder([text]).take([0] * len(rows))}, weight) for text, weight in request.also
+        )
+        return Draft(contexts, request.seeds, negative, settings=request.settings, also=also)
 
     def paint(self, request: Request) -> Generator[CascadeStep, None, list[PIL.Image.Image]]:
         """Steps with previews as they come; returns the finished pictures."""
@@ -184,32 +219,30 @@ class Cascade:
         size: int | tuple[int, int] | None = None,
         negative: str | None = None,
         settings: Mapping[str, Settings] | None = None,
+        also: Sequence[tuple[str, float]] = (),
     ) -> list[PIL.Image.Image]:
         """One picture for each prompt. size: side in pixels or (height, width). seeds: 0, 1, ... unless given.
 
-        ValueError when the size, a stage's name or the number of seeds does not fit.
+        settings, also: see `Request`. ValueError when the size, a stage's name or the number of seeds does not fit.
         """
         pictures = []
-        for request in self.requests(prompts, seeds, size, negative, settings):
+        for request in self.requests(prompts, seeds, size, negative, settings, also):
             pictures += result(self.paint(request))
         return pictures
 
-    def stream(self, prompts, seeds=None, size=None, negative=None, settings=None) -> Iterator[CascadeStep]:
+    def stream(self, prompts, seeds=None, size=None, negative=None, settings=None, also=()) -> Iterator[CascadeStep]:
         """As `generate`, yielding previews; the last step of the last stage is the finished picture."""
-        for request in self.requests(prompts, seeds, size, negative, settings):
+        for request in self.requests(prompts, seeds, size, negative, settings, also):
             yield from self.paint(request)
 
-    def requests(self, prompts, seeds=None, size=None, negative=None, settings=None) -> list[Request]:
+    def requests(self, prompts, seeds=None, size=None, negative=None, settings=None, also=()) -> list[Request]:
         """The request in pieces of `batch` images."""
         if isinstance(prompts, str):
             prompts = [prompts]
         seeds = range(len(prompts)) if seeds is None else seeds
-        whole = Request(tuple(prompts), tuple(seeds), as_size(size), negative, settings or {})
-        cuts = range(0, len(whole.prompts), self.batch)
-        return [
-            replace(whole, prompts=whole.prompts[i : i + self.batch], seeds=whole.seeds[i : i + self.batch])
-            for i in cuts
-        ]
+        whole = Request(tuple(prompts), tuple(seeds), as_size(size), negative, settings or {}, tuple(map(tuple, also)))
+        rows = range(len(whole.prompts))
+        return [whole.take(rows[first : first + self.batch]) for first in rows[:: self.batch]]
 
     def save(self, folder: str | Path) -> None:
         """Writes pixelcascade.json and one folder for each stage; the index last: a model is whole or absent."""

@@ -16,9 +16,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pixelcascade.cascade import Cascade, EncoderMark
+from pixelcascade.condition import Conditioning
 from pixelcascade.config import from_json, to_json
+from pixelcascade.denoise import Ranked
 from pixelcascade.files import write_atomically
+from pixelcascade.guide import Absorbed
 from pixelcascade.names import nearest
+from pixelcascade.noise import Image, NoiseLevel
 from pixelcascade.precision import Compute
 from pixelcascade.quantize import dequantize, quantize
 from pixelcascade.recipe import StageRecipe
@@ -27,6 +31,7 @@ from pixelcascade.stage import DiffusionStage, Draft, Progress, Sampling, Space
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 FORMAT = 1  # of the header; raised when an older reader would misread it
 _HEADER = "pixelcascade"
+WEAKER = "weaker"  # the folder of a weaker stage, in that of the stage
 
 
 @dataclass(frozen=True)
@@ -110,12 +115,20 @@ def take_over(network: nn.Module, path: Path) -> list[str]:
 
 
 class SavedStage:
-    """A stage on disk: its header is read at once, its weights when it first runs, or is about to."""
+    """A stage on disk: its header is read at once, its weights when it first runs, or is about to.
 
-    def __init__(self, path: str | Path, compute: Compute = Compute()):
+    weaker: another one of the same pictures, which `guide.Auto` guides away from; None: what lies in the folder
+    `weaker` beside the weights, if anything does. ValueError where it is of other pictures or conditions.
+    """
+
+    def __init__(self, path: str | Path, compute: Compute = Compute(), weaker: "SavedStage | None" = None):
         self.path = find_weights(path)
         self.header = read_header(self.path)
         self.compute = compute
+        beside = self.path.parent / WEAKER / self.path.name
+        self.weaker = weaker or (SavedStage(beside, compute) if beside.is_file() else None)
+        if self.weaker is not None:
+            self._refuse_unlike(self.weaker)
         self._stage: DiffusionStage | None = None
         self._loading = Lock()
 
@@ -160,19 +173,43 @@ class SavedStage:
         with self._loading:
             if self._stage is None:
                 network = self.compute(load_network(self.path, self.header, self.compute.device))
-                self._stage = self.header.recipe.stage(network, self.compute.device)
+                stage = self.header.recipe.stage(network, self.compute.device)
+                weak = self.weaker and self.weaker.denoise
+                self._stage = stage if weak is None else replace(stage, denoise=Ranked(stage.denoise, weak))
         return self._stage
 
     def refine(self, draft: Draft) -> Progress:
         return (yield from self.load().refine(draft))
+
+    def beside(self, weaker: "SavedStage") -> "SavedStage":
+        """The stage with this weaker one beside it."""
+        return SavedStage(self.path, self.compute, weaker)
+
+    def denoise(self, x_t: Image, level: NoiseLevel, cond: Conditioning) -> Image:
+        """Its denoiser, whose weights are read when it is first asked."""
+        return self.load().denoise(x_t, level, cond)
+
+    def _refuse_unlike(self, weaker: "SavedStage") -> None:
+        own, other = self.header.recipe, weaker.header.recipe
+        why = None
+        if (own.takes, own.gives) != (other.takes, other.gives):
+            why = f"it gives {other.gives} of {other.takes or 'no image'}"
+        elif own.network.contexts != other.network.contexts or self.encoder.fingerprint != weaker.encoder.fingerprint:
+            why = "it reads other words, or by another text encoder"
+        elif any(isinstance(recipe.sampling.guidance, Absorbed) for recipe in (own, other)):
+            why = "one of them is distilled and has its guidance inside"
+        if why is not None:
+            raise ValueError(f"{weaker.path} cannot guide stage {self.name!r}: {why}")
 
     def weights(self) -> dict[str, Tensor]:
         """As they are stored."""
         return load_file(self.path)
 
     def save(self, folder: Path) -> None:
-        """Copies the weights, with their header, to `folder`/model.safetensors."""
+        """Copies the weights, with their header, to `folder`/model.safetensors; a weaker stage's beside them."""
         write_atomically(folder / "model.safetensors", self.path.read_bytes())
+        if self.weaker is not None:
+            self.weaker.save(folder / WEAKER)
 
 
 def saved_stages(cascade: Cascade, name: str | None = None) -> tuple[list[SavedStage], int]:
@@ -198,12 +235,18 @@ def save_cascade(stages: Sequence[SavedStage], folder: Path, name: str, dtype: t
     """
     Cascade(stages, name=name)
     for stage in stages:
-        header = replace(stage.header, encoder=stage.encoder)
-        weights = stage.weights() if dtype is None else dequantize(stage.weights())
-        save_stage(folder / stage.name / "model.safetensors", header, weights, dtype)
+        _save_as(stage, folder / stage.name, dtype)
     cascade = Cascade([open_stage(folder / stage.name) for stage in stages], name=name)
     cascade.save(folder)
     return cascade
+
+
+def _save_as(stage: SavedStage, folder: Path, dtype: torch.dtype | None) -> None:
+    header = replace(stage.header, encoder=stage.encoder)
+    weights = stage.weights() if dtype is None else dequantize(stage.weights())
+    save_stage(folder / "model.safetensors", header, weights, dtype)
+    if stage.weaker is not None:
+        _save_as(stage.weaker, folder / WEAKER, dtype)
 
 
 BUNDLED = Path(__file__).parent / "models"
@@ -237,6 +280,17 @@ def open_cascade(
         raise ValueError(f"{index} has format {data['format']}, this version reads up to {FORMAT}; update pixelcascade")
     stages = [SavedStage(_inside(folder, stage), compute) for stage in data["stages"]]
     return Cascade(stages, name=data["name"])
+
+
+def guided_by(cascade: Cascade, weaker: Cascade) -> Cascade:
+    """The cascade with each stage of `weaker` beside its namesake, for `guide.Auto`. ValueError where none fits."""
+    beside = {stage.name: stage for stage in saved_stages(weaker)[0]}
+    stages = {stage.name: stage for stage in saved_stages(cascade)[0]}
+    if not beside.keys() & stages.keys():
+        has, known = ", ".join(beside), ", ".join(stages)
+        raise ValueError(f"{weaker.name} has {has}, but {cascade.name} has {known}; a weaker stage has the same name")
+    stages |= {name: stages[name].beside(weak) for name, weak in beside.items() if name in stages}
+    return cascade.of([stages.get(stage.name, stage) for stage in cascade.stages])
 
 
 def _inside(folder: Path, name: str) -> Path:

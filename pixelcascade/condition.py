@@ -42,6 +42,13 @@ class Context(NamedTuple):
         return Context(self.tokens.to(device), self.mask.to(device))
 
 
+class Weighted(NamedTuple):
+    """The contexts of one more prompt, and its weight beside the first one's, which is 1; negative: away from it."""
+
+    contexts: Mapping[str, Context]
+    weight: float
+
+
 def cat_contexts(parts: Sequence[Context]) -> Context:
     """Images one after another; shorter sequences are padded."""
     length = max(part.mask.shape[1] for part in parts)
@@ -55,7 +62,8 @@ class Conditioning:
 
     contexts: by condition, {"text": ...}. negative: contexts to be guided away from; None is the null context.
     lowres: the augmented low-resolution image at the output's resolution, with the log-SNR of its augmentation
-    (plus infinity: no noise). guidance: the weight of guidance that a distilled network is told.
+    (plus infinity: no noise). guidance: the weight of guidance that a distilled network is told. also: prompts to be
+    guided to together with `contexts`; networks do not read them, guidance does.
     """
 
     contexts: Mapping[str, Context] = field(default_factory=dict)
@@ -63,6 +71,7 @@ class Conditioning:
     lowres: Image | None = None
     lowres_logsnr: Float[Tensor, " b"] | None = None
     guidance: Float[Tensor, " b"] | None = None
+    also: tuple[Weighted, ...] = ()
     _memory: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
@@ -79,22 +88,28 @@ class Conditioning:
             return context.drop(every if which is None else which)
 
         contexts = {name: dropped(context) for name, context in self.contexts.items()}
-        return replace(self, contexts=contexts, negative=None, _memory={})
+        return replace(self, contexts=contexts, negative=None, also=(), _memory={})
 
     def unguided(self) -> "Conditioning":
         """What guidance moves away from: the negative contexts where there are any, else the null contexts."""
         null = self.drop()
         return null if self.negative is None else replace(null, contexts={**null.contexts, **self.negative}, _memory={})
 
-    def cat(self, other: "Conditioning") -> "Conditioning":
-        """The images of both, these first."""
-        both = {name: cat_contexts([context, other.contexts[name]]) for name, context in self.contexts.items()}
+    def each(self) -> "list[Conditioning]":
+        """One for each of the prompts that are guided to together, the first one's own first."""
+        others = ({**self.contexts, **prompt.contexts} for prompt in self.also)
+        return [replace(self, contexts=contexts, also=(), _memory={}) for contexts in (self.contexts, *others)]
+
+    def cat(self, *others: "Conditioning") -> "Conditioning":
+        """The images of all, these first."""
+        parts = (self, *others)
+        contexts = {name: cat_contexts([part.contexts[name] for part in parts]) for name in self.contexts}
         return Conditioning(
-            both,
+            contexts,
             None,
-            _cat(self.lowres, other.lowres),
-            _cat(self.lowres_logsnr, other.lowres_logsnr),
-            _cat(self.guidance, other.guidance),
+            _cat([part.lowres for part in parts]),
+            _cat([part.lowres_logsnr for part in parts]),
+            _cat([part.guidance for part in parts]),
         )
 
     def told(self, guidance: Float[Tensor, " b"]) -> "Conditioning":
@@ -113,8 +128,9 @@ class Conditioning:
         return self.lowres
 
 
-def _cat(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    return None if first is None or second is None else torch.cat([first, second])
+def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if len(known) == len(parts) else None
 
 
 @dataclass(frozen=True)

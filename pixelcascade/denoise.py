@@ -46,6 +46,17 @@ class NetworkDenoiser:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """A denoiser with a weaker one of the same pictures beside it, for `guide.Auto`; by itself it is the strong one."""
+
+    strong: Denoiser
+    weak: Denoiser
+
+    def __call__(self, x_t: Image, level: NoiseLevel, cond: Conditioning) -> Image:
+        return self.strong(x_t, level, cond)
+
+
+@dataclass(frozen=True)
 class GaussianDenoiser:
     """The exact denoiser of images whose numbers are independent N(mean, std^2), and its exact flow: the ruler.
 
@@ -70,7 +81,7 @@ class GaussianDenoiser:
         return (level.alpha * self.std) ** 2 + level.sigma**2
 
 
-def double(x_t: Image, level: NoiseLevel) -> tuple[Float[Tensor, "2*b c h w"], NoiseLevel]:
-    """The batch twice over, for two conditionings in one call."""
+def repeated(x_t: Image, level: NoiseLevel, times: int) -> tuple[Float[Tensor, "bb c h w"], NoiseLevel]:
+    """The whole batch several times over, for several conditionings in one call."""
     level = level.each(len(x_t))
-    return torch.cat([x_t, x_t]), NoiseLevel(level.alpha.repeat(2), level.sigma.repeat(2))
+    return torch.cat([x_t] * times), NoiseLevel(level.alpha.repeat(times), level.sigma.repeat(times))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pixelcascade.condition import Conditioning
 from pixelcascade.denoise import Denoiser
-from pixelcascade.guide import ClassifierFree
+from pixelcascade.guide import ClassifierFree, Guidance
 from pixelcascade.noise import Image, NoiseLevel, Schedule
 from pixelcascade.objective import Batch, Denoising
 from pixelcascade.sample import ddim_step, grid
@@ -106,6 +106,7 @@ class Taught:
     """A denoiser guided by the weight that its conditioning tells, one for each image: what a student absorbs."""
 
     denoise: Denoiser
+    guidance: Guidance = ClassifierFree()
 
     def __call__(self, x_t: Image, level: NoiseLevel, cond: Conditioning) -> Image:
-        return ClassifierFree(cond.weights().tolist())(self.denoise)(x_t, level, cond)
+        return self.guidance.scaled(cond.weights().tolist())(self.denoise)(x_t, level, cond)

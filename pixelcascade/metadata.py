@@ -34,7 +34,7 @@ class Provenance:
 
     stages: by name, the digest of each stage's weights and its sampling as used (steps, guidance, ...), as JSON values.
     effects: on the finished picture, in order, as `--effect` has them. chosen: among how many, by what; None: not.
-    precision: that the networks ran in.
+    precision: that the networks ran in. also: more prompts, each with its weight beside the first one's.
     """
 
     prompt: str
@@ -48,10 +48,12 @@ class Provenance:
     effects: Sequence[str] = ()
     chosen: str | None = None
     precision: str = "float32"
+    also: Sequence[tuple[str, float]] = ()
 
     def parameters(self) -> str:
         """The `parameters` text: prompt, negative prompt, and a line of settings."""
-        lines = [self.prompt] + ([f"Negative prompt: {self.negative}"] if self.negative else [])
+        prompt = " AND ".join([self.prompt, *(f"{text} :{weight:g}" for text, weight in self.also)])
+        lines = [prompt] + ([f"Negative prompt: {self.negative}"] if self.negative else [])
         first = next(iter(self.stages.values()), {})
         settings = {
             "Steps": first.get("steps"),
@@ -104,6 +106,7 @@ def read_provenance(path: Path) -> Provenance:
         )
     try:
         data = json.loads(text)
-        return Provenance(**data | {"effects": tuple(data.get("effects", ()))})
+        effects, also = tuple(data.get("effects", ())), tuple(map(tuple, data.get("also", ())))
+        return Provenance(**data | {"effects": effects, "also": also})
     except (json.JSONDecodeError, TypeError, AttributeError):
         raise ValueError(f"{path} carries a pixelcascade request of another version; update pixelcascade") from None

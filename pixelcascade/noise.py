@@ -6,22 +6,33 @@ levels: a uniform t gives a random level, which is how training draws them.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Image = Float[Tensor, "b c h w"]  # in [-1, 1] between stages; float32 unless a network asks otherwise
 
 
+class Place(NamedTuple):
+    """Where in a sampling run: in the step that `index` of `of` steps are done before."""
+
+    index: Int[Tensor, "*b"]
+    of: int
+
+
 @dataclass(frozen=True, eq=False)
 class NoiseLevel:
-    """Scales of the kernel p(x_t | x0) = N(alpha x0, sigma^2 I), one pair per image, or one pair for all (scalars)."""
+    """Scales of the kernel p(x_t | x0) = N(alpha x0, sigma^2 I), one pair per image, or one pair for all (scalars).
+
+    place: the step that a denoiser is asked in, for guidance that changes from step to step; None: in no run.
+    """
 
     alpha: Float[Tensor, "*b"]
     sigma: Float[Tensor, "*b"]
+    place: Place | None = None
 
     @property
     def logsnr(self) -> Float[Tensor, "*b"]:
@@ -46,8 +57,13 @@ class NoiseLevel:
         """One pair per image: scalars are repeated `count` times."""
         return NoiseLevel(self.alpha.expand(count), self.sigma.expand(count))
 
+    def within(self, start: "NoiseLevel") -> "NoiseLevel":
+        """This level, asked at in the step that begins at `start`."""
+        return replace(self, place=start.place)
+
     def __getitem__(self, index) -> "NoiseLevel":
-        return NoiseLevel(self.alpha[index], self.sigma[index])
+        place = self.place and Place(self.place.index[index], self.place.of)
+        return NoiseLevel(self.alpha[index], self.sigma[index], place)
 
     def __len__(self) -> int:
         return len(self.alpha)

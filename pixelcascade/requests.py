@@ -1,32 +1,39 @@
 """Between what users type and what stages take: settings by stage, and the provenance that pictures carry."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pixelcascade.cascade import Cascade, Request
+from pixelcascade.checkpoint import SavedStage, guided_by, saved_stages
 from pixelcascade.config import from_json, to_json
+from pixelcascade.guide import Auto, Guidance, innermost, parse_guide
 from pixelcascade.metadata import Provenance
 from pixelcascade.names import nearest
 from pixelcascade.sample import SAMPLERS
-from pixelcascade.stage import Settings
+from pixelcascade.stage import Settings, Stage
 
 
 @dataclass(frozen=True)
 class Choices:
     """As typed. steps, guidance: numbers by stage, in order, "16,8,8"; stages beyond the last keep their own.
 
-    sampler, aug_snr: for every stage (the latter for those that take an image).
+    sampler, aug_snr: for every stage (the latter for those that take an image). guide: what kind of guidance, each for
+    one stage, see `guide_texts`.
     """
 
     steps: str | None = None
     guidance: str | None = None
     sampler: str | None = None
     aug_snr: float | None = None
+    guide: Sequence[str] = ()
 
 
 def settings_of(cascade: Cascade, choices: Choices) -> dict[str, Settings]:
     """Settings by stage name. ValueError for what is not a number, out of range, or one number too many."""
     steps = _by_stage("--steps", choices.steps, int, len(cascade.stages))
-    guidance = _by_stage("--guidance", choices.guidance, float, len(cascade.stages))
+    scales = _by_stage("--guidance", choices.guidance, float, len(cascade.stages))
+    guides = guide_texts(cascade, choices.guide)
     if choices.aug_snr is not None and choices.aug_snr <= 0:
         raise ValueError(f"--aug-snr is {choices.aug_snr}; it must be positive, usually 3 to 20")
     sampler = None
@@ -34,10 +41,67 @@ def settings_of(cascade: Cascade, choices: Choices) -> dict[str, Settings]:
         if choices.sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {choices.sampler!r}{nearest(choices.sampler, SAMPLERS)}")
         sampler = SAMPLERS[choices.sampler]
-    return {
-        stage.name: Settings(count, scale, choices.aug_snr if stage.takes is not None else None, sampler)
-        for stage, count, scale in zip(cascade.stages, steps, guidance, strict=True)
-    }
+    settings = {}
+    for stage, count, scale in zip(cascade.stages, steps, scales, strict=True):
+        guidance = guidance_of(stage, guides.get(stage.name), scale)
+        aug_snr = choices.aug_snr if stage.takes is not None else None
+        settings[stage.name] = Settings(count, guidance, aug_snr, sampler)
+    return settings
+
+
+def guide_texts(cascade: Cascade, texts: Sequence[str]) -> dict[str, str]:
+    """What is typed for which stage: "limited:low=-2" for the first, "sr256=limited:low=-2" for another by its name."""
+    names, found = [stage.name for stage in cascade.stages], {}
+    for text in texts:
+        name, equals, rest = text.partition("=")
+        name, text = (name, rest) if equals and ":" not in name else (names[0], text)
+        if name not in names:
+            raise ValueError(f"--guide: {cascade.name} has no stage {name!r}; its stages: {', '.join(names)}")
+        if name in found:
+            raise ValueError(f"--guide is given twice for stage {name!r}; join kinds by +, as in limited+rescaled")
+        found[name] = text
+    return found
+
+
+def guidance_of(stage: Stage, guide: str | None, scale: float | None) -> float | Guidance | None:
+    """For a stage's settings. guide: a kind as typed. ValueError where the stage cannot be guided so."""
+    if guide is None:
+        return scale
+    own = getattr(stage, "sampling", None)
+    if own is None:
+        raise ValueError(f"stage {stage.name!r} does not say how it samples, so --guide cannot be of it")
+    guidance = parse_guide(guide, own.guidance)
+    guidance = guidance if scale is None else guidance.scaled(scale)
+    if isinstance(innermost(guidance), Auto) and getattr(stage, "weaker", None) is None:
+        raise ValueError(f"no weaker stage is beside {stage.name!r}; name one by --guide-by FOLDER")
+    Settings(guidance=guidance).apply(own)  # which refuses what a distilled stage cannot do
+    return guidance
+
+
+def with_weaker(cascade: Cascade, weaker: Cascade | None, guide: Sequence[str]) -> tuple[Cascade, tuple[str, ...]]:
+    """The cascade with weaker stages beside its own, guided by them where `guide` does not say otherwise."""
+    if weaker is None:
+        return cascade, tuple(guide)
+    said = guide_texts(cascade, guide)
+    known = {stage.name for stage in cascade.stages}
+    others = [f"{stage.name}=auto" for stage in weaker.stages if stage.name in known - said.keys()]
+    return guided_by(cascade, weaker), (*guide, *others)
+
+
+def parse_also(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """The prompts and weights of "a green leaf:0.5"; what stands behind the last colon is the weight."""
+    also = []
+    for typed in texts:
+        text, _, weight = typed.rpartition(":")
+        try:
+            also.append((text, float(weight)))
+        except ValueError:
+            text = ""
+        if not text.strip():
+            raise ValueError(
+                f"--and is {typed!r}; it is TEXT:WEIGHT, such as {(typed.strip(': ') or 'a leaf') + ':0.5'!r}"
+            )
+    return tuple(also)
 
 
 def _by_stage(option: str, text: str | None, kind: type, count: int) -> list:
@@ -58,22 +122,59 @@ def _by_stage(option: str, text: str | None, kind: type, count: int) -> list:
 def provenance_of(cascade: Cascade, request: Request, model: str) -> list[Provenance]:
     """What each picture of a request says of itself."""
     height, width = request.size or cascade.sizes[-1]
-    stages = {}
-    for stage in cascade.until(request.size).kept():
-        sampling = request.settings.get(stage.name, Settings()).apply(stage.sampling)
-        stages[stage.name] = {
-            "steps": sampling.steps,
-            "guidance": sampling.guidance.scale,
-            "aug_snr": sampling.aug_snr,
-            "sampler": type(sampling.sampler).__name__,
-            "sampling": to_json(sampling),
-            "weights": stage.digest,
-        }
+    stages = cascade.until(request.size).kept()
     precision = next((stage.precision for stage in cascade.kept()), "float32")
-    return [
-        Provenance(prompt, seed, model, width, height, request.negative, stages, precision=precision)
-        for prompt, seed in zip(request.prompts, request.seeds, strict=True)
-    ]
+    made = []
+    for row, (prompt, seed) in enumerate(zip(request.prompts, request.seeds, strict=True)):
+        settings = request.take([row]).settings
+        rows = {stage.name: _row(stage, settings.get(stage.name, Settings())) for stage in stages}
+        made.append(
+            Provenance(
+                prompt, seed, model, width, height, request.negative, rows, also=request.also, precision=precision
+            )
+        )
+    return made
+
+
+def _row(stage, settings: Settings) -> dict:
+    sampling = settings.apply(stage.sampling)
+    row = {
+        "steps": sampling.steps,
+        "guidance": sampling.guidance.scale,
+        "aug_snr": sampling.aug_snr,
+        "sampler": type(sampling.sampler).__name__,
+        "sampling": to_json(sampling),
+        "weights": stage.digest,
+    }
+    if isinstance(innermost(sampling.guidance), Auto):
+        row["weaker"] = {"path": str(stage.weaker.path), "weights": stage.weaker.digest}
+    return row
+
+
+def cascade_again(cascade: Cascade, provenance: Provenance) -> Cascade:
+    """The cascade with the weaker stages beside it that guided a picture, from where they were.
+
+    ValueError where they are not there any more.
+    """
+    wanted = {name: row["weaker"] for name, row in provenance.stages.items() if "weaker" in row}
+    if not wanted:
+        return cascade
+    stages = {stage.name: stage for stage in saved_stages(cascade)[0]}
+    stages |= {name: _guided_again(stages[name], row) for name, row in wanted.items() if name in stages}
+    return cascade.of([stages.get(stage.name, stage) for stage in cascade.stages])
+
+
+def _guided_again(stage: SavedStage, row: Mapping[str, str]) -> SavedStage:
+    if stage.weaker is not None and stage.weaker.digest == row["weights"]:
+        return stage
+    path = Path(row["path"])
+    weaker = SavedStage(path, stage.compute) if path.is_file() else None
+    if weaker is None or weaker.digest != row["weights"]:
+        there = "has other weights now" if weaker else "is not there any more"
+        raise ValueError(
+            f"stage {stage.name!r} was guided by {path} ({row['weights']}), which {there}; name its copy by --guide-by"
+        )
+    return stage.beside(weaker)
 
 
 def request_again(cascade: Cascade, provenance: Provenance) -> Request:
@@ -87,6 +188,6 @@ def request_again(cascade: Cascade, provenance: Provenance) -> Request:
                 f"({row['weights']}); use pixelcascade {provenance.version}"
             )
         sampling = from_json(row["sampling"])
-        settings[name] = Settings(sampling.steps, sampling.guidance.scale, sampling.aug_snr, sampling.sampler)
-    size = (provenance.height, provenance.width)
-    return Request((provenance.prompt,), (provenance.seed,), size, provenance.negative, settings)
+        settings[name] = Settings(sampling.steps, sampling.guidance, sampling.aug_snr, sampling.sampler)
+    size, also = (provenance.height, provenance.width), tuple((text, weight) for text, weight in provenance.also)
+    return Request((provenance.prompt,), (provenance.seed,), size, provenance.negative, settings, also)

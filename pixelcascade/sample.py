@@ -2,7 +2,8 @@
 
 `levels` runs from noise to clean, one more than there are steps. A sampler yields a `Step` after each: progress,
 previews and cancellation belong to the caller, between two steps. Solver history is local variables; nothing is
-mutable. A step to a clean level gives the prediction itself: no noise is added after it.
+mutable. A step to a clean level gives the prediction itself: no noise is added after it. A level of a `grid` knows its
+place in the run; a sampler that asks at other levels than that where its step begins asks at `level.within(start)`.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from pixelcascade.condition import Conditioning
 from pixelcascade.denoise import Denoiser
-from pixelcascade.noise import Image, NoiseLevel, Schedule, clean
+from pixelcascade.noise import Image, NoiseLevel, Place, Schedule, clean
 from pixelcascade.streams import Streams
 
 
@@ -37,13 +38,14 @@ class Sampler(Protocol):
 
 
 def grid(schedule: Schedule, steps: int, device=None) -> NoiseLevel:
-    """Levels at evenly spaced times 1, 1 - 1/steps, ... 1/steps, and then clean: `steps` + 1 of them."""
+    """Levels at evenly spaced times 1, 1 - 1/steps, ... 1/steps, and then clean: `steps` + 1 of them, with places."""
     if steps < 1:
         raise ValueError(f"steps is {steps}; at least 1")
     noisy = schedule(torch.linspace(1, 1 / steps, steps, dtype=torch.float64))
     last = clean(noisy.alpha[:1])
     alpha, sigma = torch.cat([noisy.alpha, last.alpha]), torch.cat([noisy.sigma, last.sigma])
-    return NoiseLevel(alpha.float().to(device), sigma.float().to(device))
+    place = Place(torch.arange(steps + 1, device=device), steps)
+    return NoiseLevel(alpha.float().to(device), sigma.float().to(device), place)
 
 
 def start(levels: NoiseLevel, shape: tuple[int, int, int], streams: Streams) -> Image:
@@ -133,7 +135,7 @@ class Heun:
             x0 = denoise(x_t, start, cond)
             ahead = ddim_step(x_t, x0, start, stop)
             if stop.sigma > 0:  # at a clean stop x0 is final
-                corrected = denoise(ahead, stop, cond)
+                corrected = denoise(ahead, stop.within(start), cond)
                 mean_x0 = (x0 + corrected) / 2
                 mean_eps = (start.eps(x_t, x0) + stop.eps(ahead, corrected)) / 2
                 ahead = x_t + (stop.alpha - start.alpha) * mean_x0 + (stop.sigma - start.sigma) * mean_eps
@@ -141,7 +143,7 @@ class Heun:
             yield Step(stop, x_t, x0)
 
     def _renoise(self, x_t: Image, level: NoiseLevel, noise: Image) -> tuple[Image, NoiseLevel]:
-        raised = NoiseLevel(level.alpha, level.sigma * (1 + self.churn))
+        raised = NoiseLevel(level.alpha, level.sigma * (1 + self.churn), level.place)
         return x_t + (raised.sigma**2 - level.sigma**2).sqrt() * noise, raised
 
 

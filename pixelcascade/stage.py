@@ -3,16 +3,16 @@
 A cascade is a stage; a stage on another machine is a stage; any generator that maps a `Draft` to a `Draft` is a stage.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 
-from pixelcascade.condition import Conditioning, Context, Lowres
-from pixelcascade.denoise import Denoiser
-from pixelcascade.guide import Absorbed, ClassifierFree
-from pixelcascade.noise import Cosine, Image, Schedule
+from pixelcascade.condition import Conditioning, Context, Lowres, Weighted
+from pixelcascade.denoise import Denoiser, Ranked
+from pixelcascade.guide import ClassifierFree, Guidance, Scale, changed
+from pixelcascade.noise import Cosine, Image, NoiseLevel, Schedule
 from pixelcascade.sample import DPMSolver2M, Sampler, grid, start
 from pixelcascade.streams import Streams
 from pixelcascade.threshold import Dynamic, Threshold
@@ -42,7 +42,7 @@ class Sampling:
 
     sampler: Sampler = field(default_factory=DPMSolver2M)
     steps: int = 16
-    guidance: ClassifierFree | Absorbed = ClassifierFree(3.0)
+    guidance: Guidance = ClassifierFree(3.0)
     threshold: Threshold | None = field(default_factory=Dynamic)
     schedule: Schedule = field(default_factory=Cosine)
     aug_snr: float | None = None
@@ -56,18 +56,35 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a request changes in a stage's sampling; None leaves the stage's own value."""
+    """What a request changes in a stage's sampling; None leaves the stage's own value.
+
+    guidance: the weight of the stage's own, for all images or for each; or another guidance in its place.
+    """
 
     steps: int | None = None
-    guidance: float | None = None
+    guidance: Scale | Guidance | None = None
     aug_snr: float | None = None
     sampler: Sampler | None = None
 
     def apply(self, sampling: Sampling) -> Sampling:
         changes = {name: value for name, value in vars(self).items() if value is not None}
-        if "guidance" in changes:
-            changes["guidance"] = replace(sampling.guidance, scale=changes["guidance"])
+        if self.guidance is not None:
+            changes["guidance"] = changed(sampling.guidance, self.guidance)
         return replace(sampling, **changes)
+
+    @property
+    def scales(self) -> Sequence[float] | None:
+        """The weights of guidance, where each image has its own."""
+        scale = self.guidance.scale if isinstance(self.guidance, Guidance) else self.guidance
+        return scale if isinstance(scale, Sequence) else None
+
+    def take(self, rows: Sequence[int]) -> "Settings":
+        """For the images at these rows."""
+        if self.scales is None:
+            return self
+        scales = tuple(self.scales[row] for row in rows)
+        scale = scales[0] if len(scales) == 1 else scales
+        return replace(self, guidance=self.guidance.scaled(scale) if isinstance(self.guidance, Guidance) else scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +92,8 @@ class Draft:
     """Images in the making, with all that the rest of the cascade needs to finish them.
 
     contexts, negative: by condition, {"text": ...}, one row an image; negative None is the null prompt. seeds: one an
-    image, from which all its noise follows. image: None before the first stage. settings: by stage name.
+    image, from which all its noise follows. image: None before the first stage. settings: by stage name. also: more
+    prompts, which all images are guided to.
     """
 
     contexts: Mapping[str, Context]
@@ -83,6 +101,7 @@ class Draft:
     negative: Mapping[str, Context] | None = None
     image: Image | None = None
     settings: Mapping[str, Settings] = field(default_factory=dict)
+    also: tuple[Weighted, ...] = ()
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -169,7 +188,12 @@ class DiffusionStage:
 
     def condition(self, draft: Draft, sampling: Sampling, streams: Streams) -> Conditioning:
         """The conditioning of the draft's images; the low-resolution one is built as in training."""
-        cond = Conditioning(self._read(draft.contexts), draft.negative and self._read(draft.negative))
+        also = (Weighted(self._read(contexts), weight) for contexts, weight in draft.also)
+        cond = Conditioning(
+            self._read(draft.contexts),
+            draft.negative and self._read(draft.negative),
+            also=tuple(prompt for prompt in also if prompt.contexts),
+        )
         if self.lowres is None:
             return cond
         level = self.lowres.fixed(float("inf") if sampling.aug_snr is None else sampling.aug_snr, len(draft))
@@ -200,3 +224,16 @@ class DiffusionStage:
         given = None if draft.image is None else Space(*draft.image.shape[1:])
         if given != self.takes:
             raise ValueError(f"stage {self.name!r} takes {self.takes}, but was given {given or 'no image'}")
+
+
+def evaluations(sampling: Sampling) -> int:
+    """Of a network, for an image of one prompt that is sampled so; counted on a pixel. A weaker network's count too."""
+    counted: list[int] = []
+
+    def denoise(x_t: Image, level: NoiseLevel, cond: Conditioning) -> Image:
+        counted.append(len(x_t))
+        return x_t
+
+    words = Context(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool))
+    run(DiffusionStage("pixel", None, Space(1, 1, 1), Ranked(denoise, denoise), sampling), Draft({"text": words}, (0,)))
+    return sum(counted)

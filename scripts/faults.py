@@ -118,8 +118,8 @@ FAULTS = [
             "null prompt keeps its tokens": ("self.tokens.masked_fill(which[:, None, None], 0)", "self.tokens"),
             "padding counts as real": ("F.pad(self.mask, (0, extra))", "F.pad(self.mask, (0, extra), value=True)"),
             "null prompt remembers the prompt": (
-                "contexts=contexts, negative=None, _memory={}",
-                "contexts=contexts, negative=None",
+                "contexts=contexts, negative=None, also=(), _memory={}",
+                "contexts=contexts, negative=None, also=()",
             ),
             "low resolution remembers the old": ("lowres_logsnr=logsnr, _memory={}", "lowres_logsnr=logsnr"),
             "augmentation follows the time": ('streams.uniform("level")', 'streams.stratified("level")'),
@@ -160,9 +160,10 @@ FAULTS = [
                 "{**self.contexts, **self.negative}",
             ),
             "other low-resolution image in the halves": (
-                "_cat(self.lowres, other.lowres)",
-                "_cat(self.lowres, other.lowres.flip(0))",
+                "_cat([part.lowres for part in parts])",
+                "_cat([part.lowres if part is self or part.lowres is None else part.lowres.flip(0) for part in parts])",
             ),
+            "other conditions dropped beside a prompt": ("{**self.contexts, **prompt.contexts}", "prompt.contexts"),
         },
     ),
     *faults_in(
@@ -175,19 +176,50 @@ FAULTS = [
                 "(self._variance(stop) / self._variance(start)).sqrt()",
                 "(self._variance(stop) / self._variance(start))",
             ),
-            "levels interleaved in the halves": ("level.sigma.repeat(2)", "level.sigma.repeat_interleave(2)"),
+            "levels interleaved in the halves": ("level.sigma.repeat(times)", "level.sigma.repeat_interleave(times)"),
         },
     ),
     *faults_in(
         "guide",
         faults={
-            "guided once too much": ("return unguided + scale", "return conditional + scale"),
-            "halves exchanged": ("conditional, unguided = denoise", "unguided, conditional = denoise"),
-            "dropped half of guidance": ("cond.cat(cond.unguided())", "cond.cat(cond)"),
-            "guided away from null only": ("cond.cat(cond.unguided())", "cond.cat(cond.drop())"),
-            "guidance not remembered": (
-                'cond.once("guidance", lambda: cond.cat(cond.unguided()))',
-                "cond.cat(cond.unguided())",
+            "guided once too much": ("return start + weights", "return through + weights"),
+            "halves exchanged": ("first, *others, unguided = denoise", "unguided, *others, first = denoise"),
+            "dropped half of guidance": ("first.cat(*others, cond.unguided())", "first.cat(*others, first)"),
+            "guided away from null only": ("first.cat(*others, cond.unguided())", "first.cat(*others, cond.drop())"),
+            "guidance not remembered": ('cond.once("guidance", lambda: _stacked(cond))', "_stacked(cond)"),
+            "weight one is evaluated twice": ("(_all_one(weights) and not cond.also)", "False"),
+            "more prompts count as the first": ("prompt.weight * (x0 - unguided)", "(x0 - unguided)"),
+            "more prompts move from the first": ("prompt.weight * (x0 - unguided)", "prompt.weight * (x0 - first)"),
+            "more prompts only": ("return first + torch.stack", "return unguided + torch.stack"),
+            "the weak one asked for both": (
+                "_prompted(denoise, x_t, level, cond)\n        if",
+                "_prompted(denoise.weak, x_t, level, cond)\n        if",
+            ),
+            "strong and weak exchanged": (
+                "_beyond(_prompted(denoise.weak, x_t, level, cond), strong, weights)",
+                "_beyond(strong, _prompted(denoise.weak, x_t, level, cond), weights)",
+            ),
+            "negative prompt ignored by autoguidance": (
+                'if cond.negative is not None:\n            raise ValueError("auto',
+                'if False:\n            raise ValueError("auto',
+            ),
+            "limited on one side": ("(self.low <= logsnr) & (logsnr < self.high)", "self.low <= logsnr"),
+            "limited outside": ("inside = (self.low", "inside = ~(self.low"),
+            "unguided outside of the interval": (".where(inside, 1.0)", ".where(inside, 0.0)"),
+            "oscillates at once": ("(since < 0) | (since % 2 == 1)", "since % 2 == 1"),
+            "oscillates the other way": ("(since % 2 == 1)", "(since % 2 == 0)"),
+            "first steps rounded down": ("math.ceil(self.first * of - 1e-9)", "int(self.first * of)"),
+            "first steps by rounded products": ("self.first * of - 1e-9", "self.first * of"),
+            "spread of the batch": (
+                "x0.flatten(1).std(1, correction=0).reshape(-1, 1, 1, 1)",
+                "x0.std(correction=0).reshape(-1, 1, 1, 1)",
+            ),
+            "rescaled the other way": ("wanted / found, 1.0", "found / wanted, 1.0"),
+            "phi of the wrong one": ("factor = self.phi * torch", "factor = (1 - self.phi) * torch"),
+            "grounds turn grey": ("mean + factor * (guided - mean)", "factor * guided"),
+            "a distilled stage given another kind": (
+                "isinstance(own, Absorbed) and not isinstance(asked, Absorbed)",
+                "False",
             ),
         },
     ),
@@ -206,6 +238,8 @@ FAULTS = [
     *faults_in(
         "sample",
         faults={
+            "the second half of a step is the next one's": ("stop.within(start), cond", "stop, cond"),
+            "churn loses its place": ("* (1 + self.churn), level.place", "* (1 + self.churn)"),
             "levels from clean to noise": ("torch.linspace(1, 1 / steps, steps", "torch.linspace(1 / steps, 1, steps"),
             "levels not even": ("torch.linspace(1, 1 / steps, steps", "torch.linspace(1, 0, steps"),
             "starts at unit variance": ("levels[0].norm * streams", "streams"),
@@ -388,7 +422,8 @@ FAULTS = [
         faults={
             "front of the worst": ("other[0] >= row[0] and other[1] <= row[1]", "other[0] <= row[0]"),
             "best by one axis": ("(max(scores) - scores[place]) / wide", "0.0"),
-            "guidance is free": ("return evaluations * (1 if", "return evaluations * (1 if True or"),
+            "kind of guidance ignored": ("guidance_of(stage, self.guide, self.guidance)", "self.guidance"),
+            "other weaker weights unnoticed": ("[digests(stage), ", "[stage.digest, "),
             "steps of all stages": ("Settings(aug_snr=self.aug_snr)", "Settings(self.steps, aug_snr=self.aug_snr)"),
         },
     ),
@@ -435,6 +470,7 @@ FAULTS = [
             "begins everywhere": ("(self.steps // self.stride)).long() * self.stride", "(self.steps - 1)).long()"),
             "captions are dropped": ("replace(self.data, drop=0.0)", "self.data"),
             "one weight for all": ('streams.uniform("guidance", batch.image.device)', "0.5"),
+            "the teacher's kind of guidance lost": ("self.guidance.scaled(", "ClassifierFree().scaled("),
             "errors are not weighted": ("self.data.weight(start, torch.ones_like(start.alpha)) * error", "error"),
         },
     ),
@@ -447,6 +483,8 @@ FAULTS = [
                 "saved if index",
             ),
             "nothing is told": ("network=network, sampling=sampling", "sampling=sampling"),
+            "told of plain guidance": ("Taught(denoise, sampling.guidance)", "Taught(denoise)"),
+            "guided by itself": ("Ranked(network, denoiser(saved.weaker, device))", "Ranked(network, network)"),
             "the first round again": ("begun[-1] if begun else 0", "0"),
         },
     ),
@@ -544,6 +582,38 @@ FAULTS = [
                 "limit = sampling.threshold\n"
                 "        return sampling.guidance(self.denoise if limit is None else limit(self.denoise))",
             ),
+            "evaluations of batches": ("counted.append(len(x_t))", "counted.append(1)"),
+            "prompts of a stage that reads none": ("for prompt in also if prompt.contexts", "for prompt in also"),
+        },
+    ),
+    *faults_in(
+        "stage",
+        tests="cascade",
+        faults={
+            "weights of the first batch": (
+                "self.scales[row] for row in rows",
+                "self.scales[k] for k in range(len(rows))",
+            )
+        },
+    ),
+    *faults_in(
+        "cascade",
+        tests="cascade",
+        faults={"more prompts weigh the same": (".take([0] * len(rows))}, weight)", ".take([0] * len(rows))}, 1.0)")},
+    ),
+    *faults_in(
+        "checkpoint",
+        tests="cli",
+        faults={"guided by itself": ("Ranked(stage.denoise, weak)", "Ranked(stage.denoise, stage.denoise)")},
+    ),
+    *faults_in(
+        "requests",
+        tests="requests",
+        faults={
+            "weights of all images in each picture": ("request.take([row]).settings", "request.settings"),
+            "another weaker stage will do": ('weaker is None or weaker.digest != row["weights"]', "weaker is None"),
+            "more prompts forgotten": ("provenance.negative, settings, also)", "provenance.negative, settings)"),
+            "the first colon is the last": ("typed.rpartition", "typed.partition"),
         },
     ),
 ]

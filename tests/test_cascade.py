@@ -5,6 +5,7 @@ import torch
 
 import pixelcascade as pc
 from pixelcascade.cascade import CascadeStep
+from pixelcascade.guide import ClassifierFree, Limited
 from pixelcascade.stage import Draft, Settings, Space, StageStep, run
 
 
@@ -93,6 +94,52 @@ def test_a_size_no_stage_gives_is_refused(cascade):
 def test_settings_of_an_unknown_stage_are_refused(cascade):
     with pytest.raises(ValueError, match="no stage 'bose'"):
         cascade.generate(["red"], settings={"bose": Settings(steps=2)})
+
+
+def test_each_picture_of_a_long_request_has_its_own_weight_of_guidance(tmp_path):
+    """Five pictures in batches of two: each as if it had been asked for alone."""
+    prompts, seeds, scales = ["red", "green", "blue", "a red ball", "a cup"], [3, 4, 5, 6, 7], (0.0, 1.0, 4.0, 9.0, 2.0)
+    cascade = small.random_cascade(tmp_path, batch=2)
+    for guidance in (scales, Limited(ClassifierFree(scales), -2.0, 9.0)):
+        settings = {"base": Settings(guidance=guidance)}
+        together = cascade.generate(prompts, seeds, 8, settings=settings)
+        for row, picture in enumerate(together):
+            own = {"base": settings["base"].take([row])}
+            (alone,) = cascade.generate(prompts[row : row + 1], seeds[row : row + 1], 8, settings=own)
+            assert abs(pixels(picture) - pixels(alone)).max() <= 1
+    plain = cascade.generate(prompts, seeds, 8, settings={"base": Settings(guidance=4.0)})
+    differing = [abs(pixels(a) - pixels(b)).max() > 1 for a, b in zip(plain, cascade_of(cascade, scales), strict=True)]
+    assert differing == [True, True, False, True, True]
+
+
+def cascade_of(cascade, scales):
+    settings = {"base": Settings(guidance=scales)}
+    return cascade.generate(["red", "green", "blue", "a red ball", "a cup"], [3, 4, 5, 6, 7], 8, settings=settings)
+
+
+def test_a_weight_for_each_image_or_one(cascade):
+    with pytest.raises(ValueError, match="2 weights of guidance for stage 'base' and 3 prompts; give one weight, or"):
+        cascade.generate(["red", "green", "blue"], settings={"base": Settings(guidance=(1.0, 2.0))})
+
+
+def test_more_prompts_beside_each(tmp_path):
+    cascade = small.random_cascade(tmp_path, batch=2)
+    prompts, also = ["red", "green", "blue"], [("a yellow ball", 0.8), ("a cup", -0.5)]
+    together = cascade.generate(prompts, [1, 2, 3], 8, also=also)
+    plain = cascade.generate(prompts, [1, 2, 3], 8)
+    for row, picture in enumerate(together):
+        (alone,) = cascade.generate([prompts[row]], [row + 1], 8, also=also)
+        assert abs(pixels(picture) - pixels(alone)).max() <= 1
+        assert abs(pixels(picture) - pixels(plain[row])).max() > 1
+    (weightless,) = cascade.generate(["red"], [1], 8, also=[("a yellow ball", 0.0)])
+    assert abs(pixels(weightless) - pixels(plain[0])).max() <= 1
+    *_, step = cascade.stream(["red"], [1], 8, also=also)
+    assert abs(pixels(step.preview) - pixels(together[0])).max() <= 1
+
+
+def test_weights_of_prompts_are_numbers(cascade):
+    with pytest.raises(ValueError, match="the weight of 'blue' is nan"):
+        cascade.generate(["red"], also=[("blue", float("nan"))])
 
 
 def test_prompts_and_seeds_must_match(cascade):

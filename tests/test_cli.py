@@ -2,10 +2,12 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 import small
 
 from pixelcascade import cli
+from pixelcascade.checkpoint import open_cascade, open_stage
 
 
 class Done(NamedTuple):
@@ -95,6 +98,105 @@ def test_a_picture_is_reproduced_from_its_own_file(model, tmp_path):
     assert a.shape == (8, 8, 3) and (a == b).all()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--guide", "oscillating:low=1,first=0.4"],
+        ["--guidance", "6", "--guide", "limited:low=-3,high=3+rescaled", "--sampler", "heun"],
+        ["--guidance", "6", "--guide", "larger=limited:low=-3,high=3", "--size", "16"],
+        ["--and", "a blue ball: round:0.5", "--and", "a cup:-0.25"],
+        ["--negative", "blue"],
+    ],
+    ids=" ".join,
+)
+def test_guided_pictures_are_reproduced(model, tmp_path, options):
+    paths = [tmp_path / name for name in ("plain.png", "a.png", "b.png")]
+    common = ["a red square", "--model", model, "--seed", 5, *([] if "--size" in options else ["--size", 8])]
+    assert pixelcascade("generate", *common, "-o", paths[0]).returncode == 0
+    done = pixelcascade("generate", *common, *options, "-o", paths[1])
+    assert done.returncode == 0, done.stderr
+    again = pixelcascade("reproduce", paths[1], "-o", paths[2])
+    assert again.returncode == 0 and "identical" in again.stdout, again.stderr
+    plain, first, second = (np.asarray(PIL.Image.open(path)).astype(int) for path in paths)
+    assert (first == second).all() and abs(first - plain).max() > 1
+    texts = [PIL.Image.open(path).text["pixelcascade"] for path in paths[1:]]
+    assert texts[0] == texts[1]
+
+
+def test_what_a_picture_says_of_its_prompts(model, tmp_path):
+    done = pixelcascade(
+        "generate", "red", "--model", model, "--size", 8, "--and", "a 3:4 cup:-0.5", "-o", tmp_path / "a.png"
+    )
+    assert done.returncode == 0, done.stderr
+    text = PIL.Image.open(tmp_path / "a.png").text
+    assert text["parameters"].splitlines()[0] == "red AND a 3:4 cup :-0.5"
+    assert json.loads(text["pixelcascade"])["also"] == [["a 3:4 cup", -0.5]]
+
+
+@pytest.fixture(scope="module")
+def weaker(tmp_path_factory):
+    """Another base of the same pictures."""
+    folder = tmp_path_factory.mktemp("weaker")
+    small.save_random(small.base(), folder, seed=9)
+    return folder / "base"
+
+
+class TestAutoguidance:
+    def test_by_a_weaker_stage_that_the_picture_names(self, model, weaker, tmp_path):
+        common = ["a red square", "--model", model, "--size", 8]
+        assert pixelcascade("generate", *common, "-o", tmp_path / "plain.png").returncode == 0
+        done = pixelcascade("generate", *common, "--guide-by", weaker, "--guidance", "3", "-o", tmp_path / "a.png")
+        assert done.returncode == 0, done.stderr
+        row = json.loads(PIL.Image.open(tmp_path / "a.png").text["pixelcascade"])["stages"]["base"]
+        assert row["sampling"]["guidance"] == {"part": "Auto", "scale": 3.0}
+        assert row["weaker"] == {"path": str(weaker / "model.safetensors"), "weights": open_stage(weaker).digest}
+        again = pixelcascade("reproduce", tmp_path / "a.png", "-o", tmp_path / "b.png")
+        assert again.returncode == 0 and "identical" in again.stdout, again.stderr
+        plain, first = (np.asarray(PIL.Image.open(tmp_path / name)).astype(int) for name in ("plain.png", "a.png"))
+        assert abs(first - plain).max() > 1
+
+    def test_reproduced_only_by_the_same(self, model, weaker, tmp_path):
+        moved = tmp_path / "moved"
+        shutil.copytree(weaker, moved)
+        options = ["--model", model, "--size", 8, "--guide-by", moved]
+        assert pixelcascade("generate", "red", *options, "-o", tmp_path / "a.png").returncode == 0
+        small.save_random(small.base(), tmp_path / "other", seed=10)
+        (tmp_path / "other" / "base" / "model.safetensors").replace(moved / "model.safetensors")
+        refused(pixelcascade("reproduce", tmp_path / "a.png"), "was guided by", "which has other weights now")
+        shutil.rmtree(moved)
+        refused(pixelcascade("reproduce", tmp_path / "a.png"), "is not there any more", "--guide-by")
+        again = pixelcascade("reproduce", tmp_path / "a.png", "--guide-by", weaker, "-o", tmp_path / "b.png")
+        assert again.returncode == 0 and "identical" in again.stdout, again.stderr
+
+    def test_a_model_can_hold_it(self, model, weaker, tmp_path):
+        done = pixelcascade("assemble", model, "--guide-by", weaker, "-o", tmp_path / "both")
+        assert done.returncode == 0, done.stderr
+        held = open_cascade(tmp_path / "both").stages[0].weaker
+        assert all(held.weights()[name].equal(weight) for name, weight in open_stage(weaker).weights().items())
+        options = ["red", "--size", 8, "--guide", "auto+limited:low=-5"]
+        for name, more in (("a", ["--model", tmp_path / "both"]), ("b", ["--model", model, "--guide-by", weaker])):
+            done = pixelcascade("generate", *options, *more, "-o", tmp_path / f"{name}.png")
+            assert done.returncode == 0, done.stderr
+        first, second = (np.asarray(PIL.Image.open(tmp_path / f"{name}.png")) for name in "ab")
+        assert (first == second).all()
+
+    def test_refuses_what_cannot_guide(self, model, weaker, tmp_path):
+        small.save_random(replace(small.base(4), network=replace(small.base(4).network, patch=2)), tmp_path / "smaller")
+        for name, options, words in (
+            ("smaller", [], ["cannot guide stage 'base'", "it gives 4x4 px"]),
+            ("named", ["--guide", "larger=auto"], ["no weaker stage is beside 'larger'"]),
+        ):
+            by = tmp_path / "smaller" / "base" if name == "smaller" else weaker
+            done = pixelcascade("generate", "red", "--model", model, "--guide-by", by, *options, cwd=tmp_path)
+            refused(done, *words)
+        refused(
+            pixelcascade("generate", "red", "--model", weaker, "--guide-by", model / "larger", cwd=tmp_path),
+            "has larger",
+        )
+        negative = ["--size", 8, "--guide-by", weaker, "--negative", "blue"]
+        refused(pixelcascade("generate", "red", "--model", model, *negative, cwd=tmp_path), "takes no negative prompt")
+
+
 def test_the_command_is_a_process_with_a_status(tmp_path):
     command = [sys.executable, "-m", "pixelcascade", "generate", "x", "--model", "nothing"]
     refused(subprocess.run(command, capture_output=True, text=True, cwd=tmp_path), "no model 'nothing'")
@@ -118,6 +220,15 @@ def test_no_metadata_writes_none(model, tmp_path):
         (["--sampler", "hein"], ["unknown sampler 'hein'", "did you mean 'heun'"]),
         (["--aug-snr", "-1"], ["--aug-snr is -1"]),
         (["--device", "tpu9"], ["--device 'tpu9' cannot be used here"]),
+        (["--guide", "limted"], ["unknown guidance 'limted'", "did you mean 'limited'"]),
+        (["--guide", "limited:low=5,high=2"], ["low is below high"]),
+        (["--guide", "sr=limited"], ["no stage 'sr'", "base, larger"]),
+        (["--guide", "limited", "--guide", "base=rescaled"], ["twice for stage 'base'", "limited+rescaled"]),
+        (["--guide", "auto"], ["no weaker stage is beside 'base'", "--guide-by"]),
+        (["--guide-by", "nowhere"], ["no model 'nowhere'"]),
+        (["--and", "a cup"], ["--and is 'a cup'", "'a cup:0.5'"]),
+        (["--and", ":0.5"], ["--and is ':0.5'"]),
+        (["--and", "a cup:inf"], ["the weight of 'a cup' is inf"]),
         (["-o", "a.bmp"], ["cannot write .bmp"]),
         (["-o", "a.png", "--n", "2"], ["one file, but 2 pictures"]),
         (["-o", "/proc/nowhere/a.png"], ["cannot write to /proc/nowhere"]),

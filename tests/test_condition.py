@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from parts import F64, normal, text
 from torch.testing import assert_close
 
-from pixelcascade.condition import Conditioning, Context, Lowres, cat_contexts, enlarge, gaussian_blur
+from pixelcascade.condition import Conditioning, Context, Lowres, Weighted, cat_contexts, enlarge, gaussian_blur
 from pixelcascade.noise import Cosine, Linear, from_logsnr
 from pixelcascade.streams import Streams
 
@@ -93,6 +93,17 @@ class TestConditioning:
         both = Conditioning({"text": TEXT}).cat(Conditioning({"text": TEXT}))
         assert both.lowres is None and both.lowres_logsnr is None
 
+    def test_several_prompts_each_with_the_other_conditions(self):
+        other = text(8, 3, length=5)
+        cond = Conditioning(COND.contexts, None, LOWRES, LOGSNR, also=(Weighted({"text": other}, 0.5),))
+        first, second = cond.each()
+        assert first.contexts == COND.contexts and second.contexts == {"text": other, "label": LABEL}
+        assert all(one.lowres is LOWRES and one.lowres_logsnr is LOGSNR and not one.also for one in (first, second))
+        assert not cond.drop().also and not cond.unguided().also
+        three = first.cat(second, cond.unguided())
+        assert torch.equal(three.contexts["text"].tokens[3:6], other.tokens) and len(three.lowres) == 9
+        assert not three.contexts["text"].mask[6:].any()
+
     def test_once(self):
         calls = []
         cond = Conditioning({"text": TEXT})
@@ -107,7 +118,7 @@ class TestConditioning:
         cond.once("key", lambda: "stale")
         image = normal(7, 3, 2, 4, 4)
         low = Lowres()
-        others = [cond.drop(), cond.drop(WHICH), cond.unguided(), cond.cat(cond)]
+        others = [cond.drop(), cond.drop(WHICH), cond.unguided(), cond.cat(cond), *cond.each()]
         others += [low.condition(cond, image, low.fixed(4.0, 3), (8, 8), Streams((1, 2, 3)))]
         for other in others:
             assert other.once("key", lambda: "fresh") == "fresh"

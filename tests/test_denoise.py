@@ -8,7 +8,7 @@ from parts import F64, PARTS, SCHEDULES, level, normal, rescaled, times
 from torch.testing import assert_close
 
 from pixelcascade.condition import Conditioning
-from pixelcascade.denoise import Denoiser, GaussianDenoiser, Network, NetworkDenoiser, double
+from pixelcascade.denoise import Denoiser, GaussianDenoiser, Network, NetworkDenoiser, repeated
 from pixelcascade.noise import Cosine, NoiseLevel, VarianceExploding, from_logsnr
 from pixelcascade.parameterize import X0, V
 
@@ -136,15 +136,15 @@ class TestGaussianDenoiser:
         assert_close(exact.flow(moved, stop, start), x_t)
 
 
-class TestDouble:
+class TestRepeated:
     def test_one_level_for_all(self):
-        x_t, levels = double(NOISE, level(0.6, 0.8))
+        x_t, levels = repeated(NOISE, level(0.6, 0.8), 2)
         assert torch.equal(x_t, torch.cat([NOISE, NOISE]))
         assert levels.alpha.tolist() == [0.6] * 6
 
-    def test_each_half_keeps_its_order(self):
+    def test_each_part_keeps_its_order(self):
         levels = from_logsnr(torch.tensor([1.0, 2.0, 3.0]))
-        _, doubled = double(NOISE, levels)
-        assert doubled.alpha.tolist() == levels.alpha.tolist() * 2
-        assert doubled.sigma.tolist() == levels.sigma.tolist() * 2
-        assert isinstance(doubled, NoiseLevel)
+        _, thrice = repeated(NOISE, levels, 3)
+        assert thrice.alpha.tolist() == levels.alpha.tolist() * 3
+        assert thrice.sigma.tolist() == levels.sigma.tolist() * 3
+        assert isinstance(thrice, NoiseLevel)

@@ -13,16 +13,17 @@ from typer.testing import CliRunner
 from pixelcascade.checkpoint import load_network, open_stage
 from pixelcascade.cli import application
 from pixelcascade.condition import Conditioning, Context
+from pixelcascade.config import to_json
 from pixelcascade.denoise import GaussianDenoiser, NetworkDenoiser
 from pixelcascade.distill import Distillation, Taught, merged
-from pixelcascade.guide import Absorbed, ClassifierFree
+from pixelcascade.guide import Absorbed, Auto, ClassifierFree, Limited, Oscillating, Rescaled
 from pixelcascade.noise import Cosine, VarianceExploding
-from pixelcascade.objective import Batch
+from pixelcascade.objective import Batch, X0Weight
 from pixelcascade.sample import DDIM, Reaching, ddim_step, grid, noised
 from pixelcascade.stage import Draft, Settings, run
 from pixelcascade.streams import Streams
-from pixelcascade.threshold import Static
-from pixelcascade.train.distillation import TRAINING, Descent, distill
+from pixelcascade.threshold import Dynamic, Static
+from pixelcascade.train.distillation import TRAINING, Descent, distill, objective
 
 EXACT = GaussianDenoiser(0.3, 0.5)
 NOTHING = Conditioning()
@@ -136,6 +137,34 @@ class TestDistillation:
         cond = Conditioning(words(2)).told(torch.tensor([1.0, 4.0]))
         x_t, level = normal(8, 2, 3, 8, 8), SCHEDULE(torch.tensor(0.6))
         assert_close(Taught(network)(x_t, level, cond), ClassifierFree([1.0, 4.0])(network)(x_t, level, cond))
+
+    @pytest.mark.parametrize("told", [None, (4.0, 4.0000001)], ids=["fixed", "told"])
+    def test_a_teachers_oscillating_and_limited_guidance_is_absorbed_step_by_step(self, told):
+        """What the student is to predict at each of the teacher's levels is what the teacher predicts in that step."""
+        guidance = Limited(Oscillating(ClassifierFree(4.0), 2.0, first=0.25), -4.0, 20.0)
+
+        def denoise(x_t, level, cond):
+            words = cond.contexts["text"].mask.any(1)[:, None, None, None]
+            return torch.where(words, 1.0, 0.0).expand_as(x_t)  # so that the guided prediction is the weight
+
+        teacher = guidance(denoise) if told is None else Taught(denoise, guidance)
+        asked = []
+
+        def student(x_t, level, cond):
+            asked.append((level.sigma.tolist(), cond))
+            return torch.zeros_like(x_t)
+
+        data = replace(small.base().objective, weight=X0Weight())
+        task = Distillation(teacher, data, SCHEDULE, 8, stride=1, reach=1, guidance=told)
+        loss = task(student, Batch(torch.zeros(64, 1, 2, 2), words(64)), streams(64))
+        levels = grid(SCHEDULE, 8)
+        by_turns, inside = [4.0, 4.0, 2.0, 4.0, 2.0, 4.0, 2.0, 4.0], (levels.logsnr[:-1] >= -4.0).tolist()
+        weights = [weight if within else 1.0 for weight, within in zip(by_turns, inside, strict=True)]
+        assert 1.0 in weights and 2.0 in weights and 4.0 in weights
+        ((sigmas, cond),) = asked
+        wanted = [weights[levels.sigma.tolist().index(sigma)] for sigma in sigmas]
+        assert set(sigmas) == set(levels.sigma[:-1].tolist()) and (cond.guidance is None) == (told is None)
+        assert_close(loss.sqrt(), torch.tensor(wanted), atol=1e-4, rtol=0)
 
     def test_impossible_steps(self):
         with pytest.raises(ValueError, match="9 steps cannot"):
@@ -346,6 +375,54 @@ class TestCommand:
         assert self.distill(place, "--steps", "2", "--images", "16", "--guidance", "3").exit_code == 0
         saved = open_stage(place / "run")
         assert saved.sampling.guidance == Absorbed(3.0, 3.0, 3.0) and not saved.header.recipe.network.guided
+
+    def test_a_teacher_whose_guidance_changes_over_its_steps(self, place):
+        guidance = Rescaled(Oscillating(ClassifierFree(2.0), 1.0))
+        recipe = replace(small.base(), sampling=replace(small.base().sampling, guidance=guidance))
+        small.save_random(recipe, place / "changing")
+        done = self.distill(place, "--steps", "2", "--images", "16", "--guidance", "3", model="changing/base")
+        assert done.exit_code == 0, done.exception
+        saved = open_stage(place / "run")
+        assert saved.sampling.guidance == Absorbed(3.0, 3.0, 3.0) and not saved.header.recipe.network.guided
+        assert saved.header.trained["distilled"]["absorbed"] == to_json(guidance)
+
+    def test_the_teacher_of_the_first_round_is_guided_as_it_is_sampled(self, place):
+        guidance = Oscillating(ClassifierFree(2.0), 1.0)
+        recipe = replace(small.base(), sampling=replace(small.base().sampling, guidance=guidance, threshold=None))
+        saved = open_stage(small.save_random(recipe, place / "changing"))
+        descent = Descent(2, 4, (3.0, 3.0))
+        task = objective(saved, descent, descent.rounds()[0], "cpu")
+        network, cond = saved.load().denoise, Conditioning(words(2))
+        levels, x_t = task.levels(streams(2)), normal(8, 2, 3, 8, 8)
+        for index, weight in enumerate([3.0, 1.0, 3.0, 1.0]):
+            start = grid(saved.sampling.schedule, 4)[index]
+            assert_close(task.teacher(x_t, start, cond), ClassifierFree(weight)(network)(x_t, start, cond))
+        assert levels[0].place.of == 4
+        descent = Descent(2, 4, (1.0, 5.0))
+        told = objective(saved, descent, descent.rounds()[0], "cpu")
+        for index, weights in enumerate([[2.0, 5.0], [1.0, 1.0]]):
+            start, weighed = (
+                grid(saved.sampling.schedule, 4)[index],
+                Conditioning(words(2)).told(torch.tensor([2.0, 5.0])),
+            )
+            assert_close(told.teacher(x_t, start, weighed), ClassifierFree(weights)(network)(x_t, start, cond))
+
+    def test_a_teacher_that_is_guided_by_a_weaker_one(self, place):
+        guided = replace(small.base(), sampling=replace(small.base().sampling, guidance=Auto(2.0)))
+        small.save_random(guided, place / "strong")
+        refused = self.distill(place, "--steps", "2", "--images", "16", model="strong/base")
+        assert "no weaker stage is beside 'base'" in str(refused.exception) and not (place / "run").exists()
+        weak = open_stage(small.save_random(small.base(), place / "weak", seed=9))
+        weak.save(place / "strong" / "base" / "weaker")
+        descent = Descent(2, 4, (2.0, 2.0))
+        task = objective(open_stage(place / "strong" / "base"), descent, descent.rounds()[0], "cpu")
+        x_t, level, cond = normal(8, 2, 3, 8, 8), grid(SCHEDULE, 4)[1], Conditioning(words(2))
+        strong = open_stage(place / "strong" / "base").denoise(x_t, level, cond)
+        expected = Dynamic().clip(2 * strong - weak.denoise(x_t, level, cond))
+        assert_close(task.teacher(x_t, level, cond), expected)
+        done = self.distill(place, "--steps", "2", "--images", "16", model="strong/base")
+        assert done.exit_code == 0, done.exception
+        assert open_stage(place / "run").sampling.guidance == Absorbed(2.0, 1.0, 3.0)
 
     def test_a_later_stage_without_guidance_to_absorb(self, place):
         model = small.random_cascade(place / "plain")

@@ -15,6 +15,7 @@ from pixelcascade.noise import (
     Linear,
     LogNormal,
     NoiseLevel,
+    Place,
     Rectified,
     Schedule,
     Shifted,
@@ -207,6 +208,15 @@ class TestLevel:
         assert len(levels) == 5
         assert [float(level.alpha) for level in levels] == levels.alpha.tolist()
         assert levels[1:3].sigma.tolist() == levels.sigma[1:3].tolist()
+
+    def test_a_level_keeps_its_place(self):
+        levels = Cosine()(torch.linspace(1, 0, 5))
+        placed = NoiseLevel(levels.alpha, levels.sigma, Place(torch.arange(5), 4))
+        assert [int(level.place.index) for level in placed] == [0, 1, 2, 3, 4] and placed[2].place.of == 4
+        assert placed[torch.tensor([3, 1])].place.index.tolist() == [3, 1]
+        within = placed[3].within(placed[2])
+        assert within.alpha == levels.alpha[3] and int(within.place.index) == 2
+        assert levels[1].place is None and levels[2].within(levels[1]).place is None
 
     def test_each(self):
         assert Cosine()(torch.tensor(0.3)).each(3).alpha.shape == (3,)

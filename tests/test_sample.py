@@ -55,6 +55,7 @@ class TestGrid:
         assert_close(levels.alpha[:4], expected.alpha.float())
         assert_close(levels.sigma[:4], expected.sigma.float())
         assert levels.alpha[4] == 1 and levels.sigma[4] == 0
+        assert levels.place.index.tolist() == [0, 1, 2, 3, 4] and levels.place.of == 4
 
     @pytest.mark.parametrize("name", SCHEDULES)
     @pytest.mark.parametrize("steps", [1, 2, 7, 32])
@@ -95,6 +96,21 @@ class TestGrid:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 class TestEverySampler:
+    def test_the_denoiser_is_told_the_step(self, name):
+        """Where a step has two evaluations, in both: guidance that changes from step to step stays within one."""
+        levels, asked = grid(Cosine(), 4), []
+
+        def denoise(x_t, level, cond):
+            asked.append(int(level.place.index))
+            return EXACT(x_t, level)
+
+        seen = []
+        for step in SAMPLERS[name](denoise, normal(0, 1, 1, 2, 2), levels, COND, Streams((0,), "base")):
+            seen.append(set(asked))
+            asked.clear()
+            assert step.level.place.index == len(seen)
+        assert seen == [{0}, {1}, {2}, {3}]
+
     def test_a_step_is_where_it_says(self, name):
         levels = grid(Cosine(), 5)
         asked = []

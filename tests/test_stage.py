@@ -1,16 +1,19 @@
+import json
 from dataclasses import replace
 
 import pytest
 import small
 import torch
 
-from pixelcascade.condition import Conditioning, Context, Lowres
+from pixelcascade.condition import Conditioning, Context, Lowres, Weighted
+from pixelcascade.config import from_json, to_json
 from pixelcascade.denoise import GaussianDenoiser
 from pixelcascade.encode.text import open_encoder
-from pixelcascade.guide import ClassifierFree
+from pixelcascade.guide import Absorbed, Auto, ClassifierFree, Limited, Oscillating, Rescaled
+from pixelcascade.noise import Cosine
 from pixelcascade.objective import Batch, Denoising
-from pixelcascade.sample import Ancestral, Heun
-from pixelcascade.stage import DiffusionStage, Draft, Sampling, Settings, Space, run
+from pixelcascade.sample import DDIM, Ancestral, Heun, grid
+from pixelcascade.stage import DiffusionStage, Draft, Sampling, Settings, Space, evaluations, run
 from pixelcascade.streams import Streams
 from pixelcascade.threshold import Dynamic, Static
 
@@ -73,6 +76,38 @@ def test_guidance_comes_before_thresholding():
     assert torch.allclose(image, torch.ones_like(image))
 
 
+def test_eps_follows_from_the_thresholded_prediction():
+    """Guide, threshold, and then eps from the result: two DDIM steps by hand, with what each other order would give."""
+    schedule, gains = Cosine(-1.0, 10.0), (1.0, 0.2)
+    levels = grid(schedule, 2)
+
+    def denoise(x_t, level, cond: Conditioning):
+        told = cond.contexts["text"].mask.any(1)[:, None, None, None]
+        return torch.where(told, 1.0, 0.5) * gains[int(level.sigma[0] < levels.sigma[0])] * x_t
+
+    def guided(x_t, gain, limit=lambda x0: x0):
+        conditional, unguided = limit(gain * x_t), limit(0.5 * gain * x_t)
+        return unguided + 3.0 * (conditional - unguided)
+
+    def painted(predict, kept):
+        """The two steps, with eps from another prediction than x0."""
+        x_t = levels[0].norm * Streams((0,), "s").normal("start", (3, 8, 8))
+        eps = (x_t - levels[0].alpha * kept(x_t, gains[0])) / levels[0].sigma
+        return predict(levels[1].alpha * predict(x_t, gains[0]) + levels[1].sigma * eps, gains[1]).clamp(-1, 1)
+
+    def limited(x_t, gain):
+        return guided(x_t, gain).clamp(-1, 1)
+
+    def swapped(x_t, gain):
+        return guided(x_t, gain, lambda x0: x0.clamp(-1, 1))
+
+    sampling = Sampling(DDIM(), 2, ClassifierFree(3.0), Static(), schedule)
+    image = run(DiffusionStage("s", None, SQUARE, denoise, sampling), draft()).painted
+    assert torch.allclose(image, painted(limited, limited), atol=1e-5)
+    assert (image - painted(limited, guided)).abs().max() > 0.05
+    assert (image - painted(swapped, swapped)).abs().max() > 0.05
+
+
 def _level():
     from pixelcascade.noise import from_logsnr
 
@@ -85,6 +120,58 @@ def test_settings_change_only_what_they_name():
     assert (changed.steps, changed.guidance.scale, changed.sampler) == (4, 7.0, Heun())
     assert changed.threshold == Dynamic(0.9) and changed.schedule == sampling.schedule
     assert Settings().apply(sampling) == sampling
+    limited = replace(sampling, guidance=Limited(ClassifierFree(3.0), -1.0, 2.0))
+    assert Settings(guidance=7.0).apply(limited).guidance == Limited(ClassifierFree(7.0), -1.0, 2.0)
+    assert Settings(guidance=Oscillating(ClassifierFree(9.0))).apply(limited).guidance.scale == 9.0
+
+
+@pytest.mark.parametrize("guidance", [None, 5.0, (5.0, 2.0), Rescaled(Limited(ClassifierFree((4.0, 2.0)), -1.0, 2.0))])
+def test_settings_are_json(guidance):
+    settings = Settings(4, guidance, 3.0, Heun())
+    assert from_json(json.loads(json.dumps(to_json(settings)))) == settings
+
+
+def test_settings_of_some_of_the_images():
+    each = Settings(guidance=(1.0, 2.0, 3.0))
+    assert each.take([2, 0]).guidance == (3.0, 1.0) and each.take([1]).guidance == 2.0
+    limited = Settings(guidance=Limited(ClassifierFree((1.0, 2.0, 3.0))))
+    assert limited.take([1, 2]).guidance == Limited(ClassifierFree((2.0, 3.0))) and limited.scales == (1.0, 2.0, 3.0)
+    assert Settings(guidance=2.0).take([0]) == Settings(guidance=2.0) and Settings(guidance=Limited()).scales is None
+
+
+def test_a_distilled_stage_has_its_guidance_inside():
+    sampling = Sampling(guidance=Absorbed(2.0, 1.0, 3.0))
+    assert Settings(guidance=3.0).apply(sampling).guidance.scale == 3.0
+    with pytest.raises(ValueError, match="distilled stage has its guidance inside"):
+        Settings(guidance=Limited()).apply(sampling)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "ddim", "heun"),
+    [
+        (ClassifierFree(1.0), 10, 19),
+        (ClassifierFree(4.0), 20, 38),
+        (Auto(2.0), 20, 38),
+        (Oscillating(ClassifierFree(4.0), 1.0, 0.2), 16, 30),
+        (Limited(ClassifierFree(4.0), 0.0, 100.0), 15, 29),
+        (Absorbed(2.0, 1.0, 3.0), 10, 19),
+    ],
+)
+def test_evaluations(guidance, ddim, heun):
+    sampling = Sampling(DDIM(), 10, guidance, schedule=Cosine(-10.0, 10.0))
+    assert evaluations(sampling) == ddim and evaluations(replace(sampling, sampler=Heun())) == heun
+
+
+def test_more_prompts_are_guided_to():
+    stage = stage_of(small.base())
+    blue = open_encoder("hash")(["blue"])
+    alone, several = ((Weighted({"text": blue.take([0] * count)}, 0.7),) for count in (1, 2))
+    plain = run(stage, draft(("red",))).painted
+    also = run(stage, draft(("red",), also=alone)).painted
+    assert (plain - also).abs().max() > 1e-3
+    assert (run(stage, draft(("red", "green"), also=several)).painted[:1] - also).abs().max() < 1 / 255
+    silent = DiffusionStage("s", None, SQUARE, lambda x_t, level, cond: x_t * len(cond.also), contexts=())
+    assert run(silent, draft(also=alone)).painted.abs().max() == 0  # it reads no words, these neither
 
 
 def test_settings_go_by_stage_name():

@@ -20,6 +20,7 @@ from pixelcascade.evaluate import sweep as sweeps
 from pixelcascade.evaluate.alignment import AlignedPair, Heads, HeadsConfig, clip_score, r_precision
 from pixelcascade.evaluate.suite import built_in
 from pixelcascade.evaluate.sweep import Point, best, pareto, points
+from pixelcascade.guide import Auto, ClassifierFree, Limited, Rescaled, parse_guide
 from pixelcascade.image import from_pictures
 from pixelcascade.sample import DDIM, Heun
 
@@ -108,10 +109,44 @@ class TestCommand:
         for stage in own:
             assert all(weight.equal(before[stage.name][name]) for name, weight in stage.weights().items())
 
+    def test_kinds_of_guidance(self, place):
+        guides = ["--guide", "plain", "--guide", "limited:low=-2,high=3+rescaled", "--guide", "oscillating:first=0.4"]
+        done = run(place, "--guidance", "1,4", *guides, "--size", "8", "--write", str(place / "new"))
+        assert done.exit_code == 0, done.exception
+        numbers = report(place)
+        assert [each["name"] for each in numbers["points"][:2]] == [
+            "guidance 1, plain",
+            "guidance 1, limited:low=-2,high=3+rescaled",
+        ]
+        assert [each["calls"] for each in numbers["points"]] == [3, 3, 3, 6, 5, 5]
+        point = Point(4.0, guide="limited:low=-2,high=3+rescaled")
+        settings = point.settings(open_cascade(place / "model").stages, "base")
+        assert settings["base"].guidance == Rescaled(Limited(ClassifierFree(4.0), -2.0, 3.0))
+        (picture,) = open_cascade(place / "model").generate(["a blue cup"], [1], 8, settings=settings)
+        painted = next(sweeps.Samples(place / "report" / "samples" / point.folder, 3).pixels("base", [1]))
+        assert abs(painted.astype(int) - np.asarray(picture)).max() <= 1
+        best = numbers["points"][numbers["best"]]
+        own = open_cascade(place / "new").stages[0].sampling.guidance
+        assert own == parse_guide(best["guide"], ClassifierFree(best["guidance"]))
+
+    def test_by_a_weaker_stage(self, place):
+        small.save_random(small.base(), place / "weaker", seed=9)
+        by = ["--guide-by", str(place / "weaker" / "base")]
+        assert run(place, "--guidance", "2", *by, "--size", "8", "--write", str(place / "new")).exit_code == 0
+        assert report(place)["points"][0]["name"] == "guidance 2, auto" and report(place)["points"][0]["calls"] == 6
+        base = open_cascade(place / "new").stages[0]
+        assert base.sampling.guidance == Auto(2.0)
+        assert base.weaker.digest == open_cascade(place / "weaker" / "base").stages[0].digest
+        small.save_random(small.base(), place / "weaker", seed=10)
+        done = run(place, "--guidance", "2", *by, "--size", "8")
+        assert "holds pictures of other weights" in str(done.exception)
+
     @pytest.mark.parametrize(
         ("options", "said"),
         [
             ([], "nothing is swept"),
+            (["--guide", "limted"], "unknown guidance 'limted'; did you mean 'limited'"),
+            (["--guide", "auto"], "no weaker stage is beside 'base'"),
             (["--guidance", "1,x"], "--guidance is '1,x'"),
             (["--steps", "0"], "--steps is '0'"),
             (["--sampler", "dim"], "unknown sampler 'dim'; did you mean 'ddim'"),
@@ -236,4 +271,6 @@ class TestBest:
             "guidance 1.5, 8 steps",
             "guidance 1.5, 16 steps",
         ]
+        assert str(Point(2.0, sampler="ddim", guide="oscillating")) == "guidance 2, ddim, oscillating"
+        assert Point(2.0, guide="limited:low=-2,high=3").folder == "guidance-2_limited-low=-2-high=3"
         assert len(points([1.0, 1.0, 2.0])) == 2 and str(Point()) == "as it is" and str(Point(0.0)) == "guidance 0"

@@ -1,11 +1,12 @@
 """`evaluate`, `sweep` and `suite`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pixelcascade.cli.paint import AugSNR, Guidance, SamplerName, Steps
+from pixelcascade.cli.paint import AugSNR, Guidance, Guide, GuideBy, SamplerName, Steps
 
 
 def evaluate(
@@ -22,6 +23,7 @@ def evaluate(
     votes: Annotated[list[Path] | None, typer.Option(help="Files that people saved on the page to vote on.")] = None,
     steps: Steps = None,
     guidance: Guidance = None,
+    guide: Guide = None,
     sampler: SamplerName = None,
     aug_snr: AugSNR = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
@@ -46,7 +48,7 @@ def evaluate(
     with bars() as tell:
         for name, each in zip(names, whole, strict=True):
             cascade = each.until(None if size is None else (size, size))
-            settings = settings_of(cascade, Choices(steps, guidance, sampler, aug_snr))
+            settings = settings_of(cascade, Choices(steps, guidance, sampler, aug_snr, guide or ()))
             place = out / name / "samples"
             asked[name] = Evaluation(cascade, data, place, n, seed, extractor, pair, settings, tell)
         if several:
@@ -62,6 +64,10 @@ def sweep(
     prompts: Annotated[str, typer.Option(help="What people see: a suite by name, or a file of prompts.")] = "emoji",
     data: Annotated[str | None, typer.Option(help="A data set; measures on its held-out pictures.")] = None,
     guidance: Annotated[str | None, typer.Option(help="Guidance scales of the stage, such as 1,3,5.")] = None,
+    guide: Annotated[
+        list[str] | None, typer.Option(help="A kind of guidance to try; several times for several.")
+    ] = None,
+    guide_by: GuideBy = None,
     aug_snr: Annotated[str | None, typer.Option(help="SNRs of all stages that enlarge, such as 2,4,8.")] = None,
     steps: Annotated[str | None, typer.Option(help="Sampling steps of the stage, such as 8,16.")] = None,
     sampler: Annotated[str | None, typer.Option(help="Samplers of the stage, such as ddim,heun.")] = None,
@@ -82,19 +88,24 @@ def sweep(
     from pixelcascade.evaluate.suite import open_suite
     from pixelcascade.evaluate.sweep import Point, Sweep, points, refuse_other_model, sweep, write_defaults
     from pixelcascade.evaluate.sweep_report import write_sweep
+    from pixelcascade.requests import with_weaker
 
     tried = points(
         _values("--guidance", guidance, float),
         _values("--aug-snr", aug_snr, float),
         _values("--steps", steps, int),
         [name.strip() for name in (sampler or "").split(",") if name.strip()],
+        guide or (["auto"] if guide_by else []),
     )
     asked = open_suite(prompts).prompts[:shown]
     prepare_folder(out)
-    whole = open_cascade(model, pick_device(device))
+    opened = partial(open_cascade, device=pick_device(device))
+    whole, _ = with_weaker(opened(model), opened(guide_by) if guide_by else None, ())
     if write is not None:
         refuse_other_model(whole, write)
     name, cascade = _swept(whole, stage, size, bool(aug_snr))
+    for point in tried:
+        point.settings(cascade.stages, name)  # which refuses what cannot be, before anything is painted
     first = cascade.stages[0].gives
     held = None if data is None else held_out(data, n, max(first.height, first.width), seed)
     texts = (*asked, *([] if held is None else held.prompts))
@@ -131,6 +142,7 @@ def suite(
     pair: Annotated[str, typer.Option(help="aligned, or clip:FOLDER.")] = "aligned",
     steps: Steps = None,
     guidance: Guidance = None,
+    guide: Guide = None,
     sampler: SamplerName = None,
     aug_snr: AugSNR = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
@@ -149,7 +161,7 @@ def suite(
 
     asked = open_suite(prompts)
     cascade = open_cascade(model, pick_device(device)).until(None if size is None else (size, size))
-    settings = settings_of(cascade, Choices(steps, guidance, sampler, aug_snr))
+    settings = settings_of(cascade, Choices(steps, guidance, sampler, aug_snr, guide or ()))
     prepare_folder(out, ("samples",))
     with bars() as tell:
         seeds = tuple(range(seed, seed + n))

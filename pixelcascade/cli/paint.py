@@ -5,6 +5,7 @@ import re
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,8 @@ Model = Annotated[str, typer.Option(help="A bundled model, or the folder of a mo
 Size = Annotated[str | None, typer.Option(help="64, 256, 1024 or WIDTHxHEIGHT; picks the stage, or resizes.")]
 Steps = Annotated[str | None, typer.Option(help="Sampling steps by stage, such as 16,8,8.")]
 Guidance = Annotated[str | None, typer.Option(help="Guidance scale by stage, such as 5,3,1; 1 is none.")]
+Guide = Annotated[list[str] | None, typer.Option(help="KIND:key=value of the first stage, or STAGE=KIND; see docs.")]
+GuideBy = Annotated[str | None, typer.Option(help="A weaker model or stage, to guide away from; see docs.")]
 SamplerName = Annotated[str | None, typer.Option("--sampler", help="ddim, ancestral, heun or dpm-solver-2m.")]
 Effects = Annotated[list[str] | None, typer.Option("--effect", help="name or name:key=value,..., in order; see docs.")]
 Precision = Annotated[str, typer.Option(help="float32; bf16 or fp16: half the weights, faster on some devices; auto.")]
@@ -32,8 +35,11 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="The seed of the first picture.")] = 0,
     size: Size = None,
     negative: Annotated[str | None, typer.Option(help="What the pictures should move away from.")] = None,
+    also: Annotated[list[str] | None, typer.Option("--and", help="TEXT:WEIGHT, one more prompt beside each.")] = None,
     steps: Steps = None,
     guidance: Guidance = None,
+    guide: Guide = None,
+    guide_by: GuideBy = None,
     sampler: SamplerName = None,
     aug_snr: AugSNR = None,
     effect: Effects = None,
@@ -48,21 +54,23 @@ def generate(
     from pixelcascade.metadata import save_picture
     from pixelcascade.postprocess.effects import parse_effect
     from pixelcascade.postprocess.pictures import changed
-    from pixelcascade.requests import Choices, settings_of
+    from pixelcascade.requests import Choices, parse_also, settings_of, with_weaker
 
     began = time.monotonic()
     wanted = [(prompt, seed + k * best_of) for prompt in prompts for k in range(n)]
     effects = [parse_effect(text) for text in effect or ()]
     paths = output_paths(out, wanted)
-    cascade = open_cascade(model, pick_device(device), precision=precision, compiled=compiled)
-    settings = settings_of(cascade, Choices(steps, guidance, sampler, aug_snr))
+    prompts_too = parse_also(also or ())
+    opened = partial(open_cascade, device=pick_device(device), precision=precision, compiled=compiled)
+    cascade, guides = with_weaker(opened(model), opened(guide_by) if guide_by else None, guide or ())
+    settings = settings_of(cascade, Choices(steps, guidance, sampler, aug_snr, guides))
     size_hw = parse_size(size)
     if best_of > 1:
         from pixelcascade.evaluate.alignment import open_pair
 
         pair = open_pair()
     tries = [(prompt, first + k) for prompt, first in wanted for k in range(best_of)]
-    requests = cascade.requests([p for p, _ in tries], [s for _, s in tries], size_hw, negative, settings)
+    requests = cascade.requests([p for p, _ in tries], [s for _, s in tries], size_hw, negative, settings, prompts_too)
     painted = (each for request in requests for each in paint_request(cascade, request, model))
     written = []
     while tried := list(islice(painted, best_of)):
@@ -79,20 +87,23 @@ def generate(
 def reproduce(
     picture: Annotated[Path, typer.Argument(help="A PNG that pixelcascade wrote.")],
     out: Out = Path("reproduced.png"),
+    guide_by: GuideBy = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
 ) -> None:
     """Paint the same picture again from a PNG's metadata, and say whether it came out the same."""
     import PIL.Image
 
-    from pixelcascade.checkpoint import open_cascade
+    from pixelcascade.checkpoint import guided_by, open_cascade
     from pixelcascade.metadata import read_provenance, save_picture
     from pixelcascade.postprocess.effects import parse_effect
     from pixelcascade.postprocess.pictures import changed
-    from pixelcascade.requests import request_again
+    from pixelcascade.requests import cascade_again, request_again
 
     provenance = read_provenance(picture)
     output_paths(out, [(provenance.prompt, provenance.seed)])
-    cascade = open_cascade(provenance.model, pick_device(device), precision=provenance.precision)
+    opened = partial(open_cascade, device=pick_device(device), precision=provenance.precision)
+    cascade = opened(provenance.model)
+    cascade = cascade_again(guided_by(cascade, opened(guide_by)) if guide_by else cascade, provenance)
     request = request_again(cascade, provenance)
     ((again, row),) = paint_request(cascade, request, provenance.model)
     again = changed(again, [parse_effect(text) for text in provenance.effects])

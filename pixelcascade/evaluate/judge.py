@@ -200,13 +200,11 @@ def _larger(it: Judge, stage: Stage, request: Request) -> Numbers:
     if not rows:
         it.notes.append(f"{it.asked.data} has no held-out picture of {size[1]} px: {stage.name} has no originals")
         return {}
-    prompts, seeds = tuple(request.prompts[row] for row in rows), tuple(request.seeds[row] for row in rows)
-    part = Request(prompts, seeds, settings=request.settings)
 
     def target(index: int) -> np.ndarray:
         return next(pixels(it.held.chosen, size, [rows[index]]))
 
-    done = sharpen(it.asked.cascade, stage, part, target, it.samples.folder, it.asked.tell)
+    done = sharpen(it.asked.cascade, stage, request.take(rows), target, it.samples.folder, it.asked.tell)
     factor = stage.gives.height // stage.takes.height
     table: dict[str, list[Numbers]] = {"stage": [], "bicubic": [], "lanczos": []}
     for index, sharpened in enumerate(done.pixels(f"{stage.name}-real")):

@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from pixelcascade.cascade import Cascade, Request
+from pixelcascade.cascade import Cascade, Request, digests
 from pixelcascade.config import to_json
 from pixelcascade.data.batch import box_down
 from pixelcascade.files import write_atomically
@@ -63,13 +63,8 @@ def paint(
     for first in range(0, len(left), cascade.batch):
         rows = left[first : first + cascade.batch]
         tell(samples.count - len(left) + first, samples.count, f"painting with {cascade.name}")
-        part = replace(
-            request,
-            prompts=tuple(request.prompts[row] for row in rows),
-            seeds=tuple(request.seeds[row] for row in rows),
-        )
         with torch.inference_mode():
-            draft = cascade.draft(part)
+            draft = cascade.draft(request.take(rows))
         for stage in cascade.stages:
             draft = run(stage, draft)
             save(samples, stage.name, rows, draft)
@@ -96,14 +91,10 @@ def sharpen(
     for first in range(0, len(left), cascade.batch):
         rows = left[first : first + cascade.batch]
         tell(samples.count - len(left) + first, samples.count, f"{stage.name} of real pictures")
-        part = replace(
-            request,
-            prompts=tuple(request.prompts[row] for row in rows),
-            seeds=tuple(request.seeds[row] for row in rows),
-        )
         image = from_bytes(torch.from_numpy(np.stack([targets(row) for row in rows])))
         with torch.inference_mode():
-            draft = replace(cascade.draft(part), image=box_down(image, stage.gives.height // stage.takes.height))
+            draft = cascade.draft(request.take(rows))
+        draft = replace(draft, image=box_down(image, stage.gives.height // stage.takes.height))
         save(samples, name, rows, run(stage, draft))
     tell(samples.count, samples.count, f"{stage.name} of real pictures")
     return samples
@@ -120,9 +111,10 @@ def _request(cascade: Cascade, request: Request) -> dict:
         "prompts": list(request.prompts),
         "seeds": list(request.seeds),
         "negative": request.negative,
+        **({"also": to_json(request.also)} if request.also else {}),
         "stages": {
             stage.name: {
-                "weights": stage.digest,
+                "weights": digests(stage),
                 "sampling": to_json(settings.get(stage.name, Settings()).apply(stage.sampling)),
             }
             for stage in cascade.kept()

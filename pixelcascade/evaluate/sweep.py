@@ -5,6 +5,7 @@ had (Saharia et al. 2022, figure 4). What settings of a later stage share is pai
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor
 
 from pixelcascade import restoration
-from pixelcascade.cascade import Cascade, Request
-from pixelcascade.checkpoint import Header, open_stage, save_stage, saved_stages
+from pixelcascade.cascade import Cascade, Request, digests
+from pixelcascade.checkpoint import WEAKER, Header, open_stage, save_stage, saved_stages
 from pixelcascade.config import to_json
 from pixelcascade.evaluate import metrics
 from pixelcascade.evaluate.alignment import Pair, clip_score, open_pair, r_precision
@@ -27,34 +28,41 @@ from pixelcascade.evaluate.metrics import TooFewError
 from pixelcascade.evaluate.samples import Samples, Tell, claim, save
 from pixelcascade.image import from_bytes
 from pixelcascade.names import nearest
-from pixelcascade.sample import SAMPLERS, Heun
-from pixelcascade.stage import Draft, Settings, Stage, run
+from pixelcascade.requests import guidance_of
+from pixelcascade.sample import SAMPLERS
+from pixelcascade.stage import Draft, Settings, Stage, evaluations, run
 
 
 class Point(NamedTuple):
-    """One combination, of one stage's settings, and aug_snr of all that enlarge; None is the stage's own value."""
+    """One combination, of one stage's settings, and aug_snr of all that enlarge; None is the stage's own value.
+
+    guide: a kind of guidance, as typed.
+    """
 
     guidance: float | None = None
     aug_snr: float | None = None
     steps: int | None = None
     sampler: str | None = None
+    guide: str | None = None
 
     def __str__(self) -> str:
         scales = ("guidance", self.guidance), ("SNR", self.aug_snr)
         said = [f"{name} {value:g}" for name, value in scales if value is not None]
         said += [f"{self.steps} steps"] if self.steps else []
-        return ", ".join([*said, *([self.sampler] if self.sampler else [])]) or "as it is"
+        return ", ".join([*said, *filter(None, (self.sampler, self.guide))]) or "as it is"
 
     @property
     def folder(self) -> str:
-        return str(self).replace(", ", "_").replace(" ", "-")
+        return re.sub(r"[^\w.=+-]", "-", str(self).replace(", ", "_"))
 
     def settings(self, stages: Sequence[Stage], name: str) -> dict[str, Settings]:
         """By stage; guidance, steps and sampler are those of the stage of that name."""
         sampler = SAMPLERS[self.sampler] if self.sampler else None
         by_stage = {stage.name: Settings(aug_snr=self.aug_snr) for stage in stages if stage.takes is not None}
         own = by_stage.get(name, Settings())
-        return by_stage | {name: replace(own, guidance=self.guidance, steps=self.steps, sampler=sampler)}
+        (stage,) = (stage for stage in stages if stage.name == name)
+        guidance = guidance_of(stage, self.guide, self.guidance)
+        return by_stage | {name: replace(own, guidance=guidance, steps=self.steps, sampler=sampler)}
 
 
 def points(
@@ -62,14 +70,16 @@ def points(
     aug_snr: Sequence[float] = (),
     steps: Sequence[int] = (),
     sampler: Sequence[str] = (),
+    guide: Sequence[str] = (),
 ) -> list[Point]:
     """Every combination. ValueError for an unknown sampler, or when nothing is swept."""
     for name in sampler:
         if name not in SAMPLERS:
             raise ValueError(f"unknown sampler {name!r}{nearest(name, SAMPLERS)}")
-    if not (guidance or aug_snr or steps or sampler):
-        raise ValueError("nothing is swept; give --guidance, --aug-snr, --steps or --sampler several values")
-    combinations = product(guidance or [None], aug_snr or [None], steps or [None], sampler or [None])
+    swept = [guidance, aug_snr, steps, sampler, guide]
+    if not any(swept):
+        raise ValueError("nothing is swept; give --guidance, --aug-snr, --steps, --sampler or --guide several values")
+    combinations = product(*(values or [None] for values in swept))
     return [Point(*values) for values in dict.fromkeys(combinations)]
 
 
@@ -169,11 +179,10 @@ def _real(asked: Sweep, store: FeatureStore) -> Tensor | None:
 
 
 def calls(asked: Sweep, point: Point) -> int:
-    """Of the swept stage's network, for one picture: guidance takes two a step, and so does Heun's method."""
+    """Of the swept stage's network, for one picture."""
     stage = next(stage for stage in asked.cascade.kept() if stage.name == asked.stage)
     sampling = point.settings(asked.cascade.stages, asked.stage)[asked.stage].apply(stage.sampling)
-    evaluations = 2 * sampling.steps - 1 if isinstance(sampling.sampler, Heun) else sampling.steps
-    return evaluations * (1 if sampling.guidance.scale == 1 else 2)
+    return evaluations(sampling)
 
 
 def pareto(found: Sequence[tuple[float, float]]) -> list[int]:
@@ -203,7 +212,7 @@ def best(found: Sequence[Mapping[str, Any]], front: Sequence[int]) -> int:
 def _paint(asked: Sweep) -> None:
     """A tree: each stage runs once for each of its own settings, on each picture of the stage before."""
     cascade, count = asked.cascade, len(asked.prompts)
-    stages = {stage.name: [stage.digest, to_json(stage.sampling)] for stage in cascade.kept()}
+    stages = {stage.name: [digests(stage), to_json(stage.sampling)] for stage in cascade.kept()}
     claim(asked.folder / "request.json", {"prompts": asked.prompts, "seeds": asked.seeds, "stages": stages})
     for first in range(0, count, cascade.batch):
         rows = range(first, min(first + cascade.batch, count))
@@ -253,6 +262,8 @@ def write_defaults(cascade: Cascade, settings: Mapping[str, Settings], folder: P
         encoder = stage.header.encoder if own else stage.encoder  # a folder beside it stays where it is
         header = Header(replace(recipe, sampling=sampling), encoder, stage.header.trained)
         save_stage(folder / stage.name / "model.safetensors", header, stage.weights())
+        if stage.weaker is not None:
+            stage.weaker.save(folder / stage.name / WEAKER)
     Cascade([open_stage(folder / stage.name) for stage in stages], name=cascade.name).save(folder)
 
 

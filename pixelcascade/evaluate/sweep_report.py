@@ -49,7 +49,7 @@ def page_of(asked: Sweep, numbers: dict[str, Any]) -> Page:
         "Score: 2.5 x cosine, as CLIPScore has it. Calls: of the stage's network, for one picture.",
     )
     page.section("Pictures", "The first prompts, with the same seed in each row: nothing is chosen.")
-    points = [Point(each["guidance"], each["aug_snr"], each["steps"], each["sampler"]) for each in found]
+    points = [Point(**{key: each[key] for key in Point._fields}) for each in found]
     page.grid(
         [str(point) for point in points],
         [
@@ -84,7 +84,7 @@ def _plot(numbers: dict[str, Any]) -> Any:
     measured = found[0]["kid"] is not None
     curves: dict[tuple, list[int]] = {}
     for index, each in enumerate(found):
-        curves.setdefault((each["aug_snr"], each["steps"], each["sampler"]), []).append(index)
+        curves.setdefault((each["aug_snr"], each["steps"], each["sampler"], each["guide"]), []).append(index)
     for number, (rest, members) in enumerate(curves.items()):
         across = [(found[k]["kid"] if measured else [found[k]["guidance"] or 0.0, 0.0]) for k in members]
         scores = [found[k]["score"] for k in members]

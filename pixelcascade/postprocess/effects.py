@@ -10,7 +10,7 @@ adds the same to red, green and blue, which keeps the hue; only what leaves the 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from pixelcascade.names import nearest
+from pixelcascade.names import READERS, parse_part
 from pixelcascade.noise import Image
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: BT.601
@@ -461,31 +461,12 @@ EFFECTS: dict[str, type] = {
 
 def parse_effect(text: str) -> Effect:
     """ "name" or "name:key=value,key=value"; ValueError with the nearest name for what is unknown."""
-    name, _, rest = text.partition(":")
-    if name not in EFFECTS:
-        raise ValueError(f"unknown effect {name!r}{nearest(name, EFFECTS)}; known: {', '.join(EFFECTS)}")
-    kind = EFFECTS[name]
-    known = {field.name: field.type for field in fields(kind)}
-    values: dict[str, object] = {}
-    for setting in filter(None, rest.split(",")):
-        key, equals, value = setting.partition("=")
-        if key not in known:
-            raise ValueError(f"effect {name} has no {key!r}{nearest(key, known)}; it has {', '.join(known)}")
-        if not equals:
-            raise ValueError(f"effect {text!r}: {key} has no value; write {name}:{key}=VALUE")
-        values[key] = _value(name, key, known[key], value)
-    return kind(**values)
+    return parse_part("effect", text, EFFECTS, READERS | {Points: (_points, "pairs such as 0:0;0.5:0.6;1:1")})
 
 
-def _value(name: str, key: str, kind: object, text: str) -> object:
-    try:
-        if kind is Points:
-            pairs = [point.split(":") for point in text.split(";")]
-            return tuple((float(x), float(y)) for x, y in pairs)
-        return int(text) if kind is int else float(text)
-    except ValueError:
-        what = "pairs such as 0:0;0.5:0.6;1:1" if kind is Points else "a whole number" if kind is int else "a number"
-        raise ValueError(f"effect {name}: {key} is {text!r}; it is {what}") from None
+def _points(text: str) -> Points:
+    pairs = [point.split(":") for point in text.split(";")]
+    return tuple((float(x), float(y)) for x, y in pairs)
 
 
 def apply(effects: Sequence[Effect], image: Image) -> Tensor:

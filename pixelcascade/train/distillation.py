@@ -15,10 +15,11 @@ from torch import nn
 
 from pixelcascade.cascade import Cascade
 from pixelcascade.checkpoint import SavedStage, load_network, open_stage, saved_stages, take_over
-from pixelcascade.denoise import Denoiser, NetworkDenoiser
+from pixelcascade.config import to_json
+from pixelcascade.denoise import Denoiser, NetworkDenoiser, Ranked
 from pixelcascade.distill import Distillation, Taught
 from pixelcascade.files import write_atomically
-from pixelcascade.guide import Absorbed
+from pixelcascade.guide import Absorbed, Auto, innermost
 from pixelcascade.recipe import Recipe, StageRecipe, Training
 from pixelcascade.sample import DDIM, Reaching
 from pixelcascade.stage import Sampling
@@ -155,6 +156,8 @@ def distill(
         length = Budget(budget.images and round(budget.images * part), budget.minutes and budget.minutes * part)
         run = Run(task, prepared.batches, length, folder, options.report_s, options.save_s, options.stop)
         facts = {"distilled": {"from": saved.digest, "teacher": teacher.digest, "round": each.name, **vars(descent)}}
+        if descent.guidance is not None:
+            facts["distilled"]["absorbed"] = to_json(saved.sampling.guidance)
         told = replace(prepared, data={**prepared.data, **facts})
         yield from watch(run, state, StageOutputs(folder, task.stage, told, options, task))
         if length.progress(state.counters) < 1:
@@ -182,7 +185,10 @@ def _teacher(cascade: Cascade, name: str | None, descent: Descent) -> SavedStage
             f"stage {saved.name!r} of {cascade.name} is distilled already, to {steps} steps; give its teacher, or go "
             "on with its run by --resume and fewer --steps"
         )
-    if descent.guidance and not (recipe.network.contexts and recipe.objective.drop > 0):
+    auto = isinstance(innermost(recipe.sampling.guidance), Auto)
+    if descent.guidance and auto and saved.weaker is None:
+        raise ValueError(f"no weaker stage is beside {saved.name!r} of {cascade.name}, by which its teacher is guided")
+    if descent.guidance and not auto and not (recipe.network.contexts and recipe.objective.drop > 0):
         raise ValueError(
             f"stage {saved.name!r} of {cascade.name} was trained without dropping its captions, so it has no guidance "
             "to absorb; leave out --guidance"
@@ -217,6 +223,12 @@ def student(stage: StageRecipe, descent: Descent, each: Round) -> StageRecipe:
     return replace(stage, network=network, sampling=sampling)
 
 
+def denoiser(saved: SavedStage, device: str) -> Denoiser:
+    """The stage's, in float32; with a weaker one beside it where there is one."""
+    network = NetworkDenoiser(load_network(saved.path, saved.header, device), saved.header.recipe.parameterization)
+    return network if saved.weaker is None else Ranked(network, denoiser(saved.weaker, device))
+
+
 def _clipped(threshold):
     """What thresholding does to guided predictions is in the student; clipping keeps its own errors within range."""
     return None if threshold is None else Static()
@@ -224,12 +236,11 @@ def _clipped(threshold):
 
 def objective(teacher: SavedStage, descent: Descent, each: Round, device: str) -> Distillation:
     recipe = teacher.header.recipe
-    network = NetworkDenoiser(load_network(teacher.path, teacher.header, device), recipe.parameterization)
     sampling = recipe.sampling
-    denoise: Denoiser = network
-    if each.name == "guided":
+    denoise = denoiser(teacher, device)
+    if each.name == "guided":  # by the teacher's own kind of guidance: its weights change over the grid of this round
         low, high = descent.guidance or (1.0, 1.0)
-        denoise = Taught(network) if low < high else replace(sampling.guidance, scale=low)(network)
+        denoise = Taught(denoise, sampling.guidance) if low < high else sampling.guidance.scaled(low)(denoise)
     if sampling.threshold is not None:
         denoise = sampling.threshold(denoise)
     told = descent.guidance if descent.told else None

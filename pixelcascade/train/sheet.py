@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from pixelcascade.data.batch import Batches
+from pixelcascade.guide import Auto, innermost
 from pixelcascade.image import sheet, to_pictures
 from pixelcascade.recipe import StageRecipe
 from pixelcascade.restoration import hue_shift, speckle
-from pixelcascade.stage import Draft, Space, run
+from pixelcascade.stage import DiffusionStage, Draft, Space, run
 
 _COUNT = 24
 FAULTS = {"hue_shift": hue_shift, "speckle": speckle}  # of super-resolution, the usual two
@@ -38,12 +39,20 @@ class Sheet:
         self.stage, self.batches = stage, batches
 
     def draw(self, network: nn.Module, device: str) -> Drawn:
-        stage = self.stage.stage(network, device)
+        stage = self._stage(network, device)
         if self.stage.takes is None:
             batch, _ = self.batches.at(range(_COUNT))
             done = run(stage, Draft(batch.contexts, tuple(range(_COUNT))))
             return Drawn(sheet(to_pictures(done.painted), 8), {})
         return self._before_and_after(network, device)
+
+    def _stage(self, network: nn.Module, device: str) -> DiffusionStage:
+        """Without autoguidance, for which a weaker stage would be needed."""
+        stage = self.stage.stage(network, device)
+        guidance = stage.sampling.guidance
+        if not isinstance(innermost(guidance), Auto):
+            return stage
+        return replace(stage, sampling=replace(stage.sampling, guidance=guidance.scaled(1.0)))
 
     def _before_and_after(self, network: nn.Module, device: str) -> Drawn:
         batch, _ = self.batches.at(range(4))
@@ -51,7 +60,7 @@ class Sheet:
         size = (batch.image.shape[-2], batch.image.shape[-1])
         gives = Space(self.stage.gives.channels, *size)
         takes = Space(*batch.lowres.shape[1:])
-        stage = replace(self.stage.stage(network, device), gives=gives, takes=takes)
+        stage = replace(self._stage(network, device), gives=gives, takes=takes)
         done = run(stage, Draft(batch.contexts, tuple(range(4)), image=batch.lowres))
         painted = done.painted.cpu()
         pixels, bicubic = (F.interpolate(batch.lowres, size, mode=mode) for mode in ("nearest", "bicubic"))

@@ -24,6 +24,7 @@ from pixelcascade.condition import Conditioning, Context
 from pixelcascade.data.order import examples_at
 from pixelcascade.denoise import Denoiser, NetworkDenoiser
 from pixelcascade.evaluate.alignment import Pair, open_pair, pictures, r_precision
+from pixelcascade.guide import Auto, innermost
 from pixelcascade.image import sheet, to_pictures
 from pixelcascade.noise import Image, NoiseLevel
 from pixelcascade.objective import Batch
@@ -230,6 +231,8 @@ def _task(cascade: Cascade, name: str | None, pull: Pull, training: Training, op
     stages, place = saved_stages(cascade, name)
     if "text" not in stages[place].header.recipe.network.contexts:
         raise ValueError(f"stage {stages[place].name!r} does not read words, so it cannot learn from them")
+    if isinstance(innermost(stages[place].sampling.guidance), Auto):
+        raise ValueError(f"stage {stages[place].name!r} is guided by a weaker one, which would have to learn too")
     return Pulling(stages[place], tuple(stages[:place]), pull, training, options.group.device)
 
 
