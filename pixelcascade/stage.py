@@ -56,10 +56,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a request changes in a stage's sampling; None leaves the stage's own value."""
+    """What a request changes in a stage's sampling; None leaves the stage's own value.
+
+    guidance: one for all images, or one for each.
+    """
 
     steps: int | None = None
-    guidance: float | None = None
+    guidance: float | tuple[float, ...] | None = None
     aug_snr: float | None = None
     sampler: Sampler | None = None
 
