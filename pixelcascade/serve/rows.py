@@ -1,0 +1,116 @@
+"""Drafts taken apart into images and put together into batches; what must be equal for that."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from pixelcascade.condition import Context, cat_contexts
+from pixelcascade.noise import Image
+from pixelcascade.stage import Draft, Settings, Stage
+
+
+@dataclass(frozen=True)
+class Words:
+    """An image that is nothing but words yet. settings: by stage name."""
+
+    prompt: str
+    seed: int
+    negative: str | None = None
+    settings: Mapping[str, Settings] = field(default_factory=dict)
+
+
+Row = Words | Draft  # of one image
+
+
+def fit(stage: Stage, row: Row) -> Hashable:
+    """What images must have in common to be one batch of a stage: all but their words, seeds and guidance scales.
+
+    Without guidance (scale 1) a stage computes half as much, so that is another kind.
+    """
+    negative = bool(row.negative)
+    sampling = getattr(stage, "sampling", None)
+    if sampling is None:
+        return ("unknown", negative)
+    used = row.settings.get(stage.name, Settings()).apply(sampling)
+    kind = 1.0 if used.guidance.scale == 1 else 2.0
+    return (replace(used, guidance=replace(used.guidance, scale=kind)), negative)
+
+
+def apart(draft: Draft) -> list[Draft]:
+    """One draft for each image."""
+    return [
+        Draft(
+            {name: context.take([row]) for name, context in draft.contexts.items()},
+            (seed,),
+            draft.negative and {name: context.take([row]) for name, context in draft.negative.items()},
+            None if draft.image is None else draft.image[row : row + 1],
+            {name: _of_row(settings, row) for name, settings in draft.settings.items()},
+        )
+        for row, seed in enumerate(draft.seeds)
+    ]
+
+
+def together(stage: Stage, rows: Sequence[Draft]) -> Draft:
+    """One draft of images that fit."""
+    negatives = [row.negative for row in rows if row.negative]
+    return Draft(
+        _cat([row.contexts for row in rows]),
+        tuple(seed for row in rows for seed in row.seeds),
+        _cat(negatives) if negatives else None,
+        None if rows[0].image is None else torch.cat([row.painted for row in rows]),
+        _settings(stage, rows),
+    )
+
+
+def finer(rows: Sequence[Draft], image: Image) -> list[Draft]:
+    """Each with its image of those; words and settings stay each one's own."""
+    return [replace(row, image=image[index : index + 1]) for index, row in enumerate(rows)]
+
+
+def opened(encoder, words: Sequence[Words]) -> list[Draft]:
+    """Words as drafts: each different text is encoded once, all in one call; no row keeps padding of its neighbours."""
+    texts = sorted({word.prompt for word in words})
+    against = sorted({word.negative for word in words if word.negative})
+    contexts, negatives = _encoded(encoder, texts), _encoded(encoder, against)
+    return [
+        Draft(
+            {"text": contexts[word.prompt]},
+            (word.seed,),
+            {"text": negatives[word.negative]} if word.negative else None,
+            settings=word.settings,
+        )
+        for word in words
+    ]
+
+
+def _encoded(encoder, texts: list[str]) -> dict[str, Context]:
+    if not texts:
+        return {}
+    with torch.inference_mode():
+        context = encoder(texts)
+    return {text: _trimmed(context.take([row])) for row, text in enumerate(texts)}
+
+
+def _trimmed(context: Context) -> Context:
+    length = max(1, int(context.mask.sum()))
+    return Context(context.tokens[:, :length], context.mask[:, :length])
+
+
+def _cat(parts: Sequence[Mapping[str, Context]]) -> dict[str, Context]:
+    return {name: cat_contexts([part[name] for part in parts]) for name in parts[0]}
+
+
+def _settings(stage: Stage, rows: Sequence[Draft]) -> dict[str, Settings]:
+    """Of the stage: those that all rows share, and the guidance scale of each."""
+    own = [row.settings.get(stage.name, Settings()) for row in rows]
+    sampling = getattr(stage, "sampling", None)
+    if sampling is None or all(settings.guidance == own[0].guidance for settings in own):
+        return {stage.name: own[0]}
+    scales = (sampling.guidance.scale if settings.guidance is None else settings.guidance for settings in own)
+    return {stage.name: replace(own[0], guidance=tuple(scale for scale in scales if isinstance(scale, (int, float))))}
+
+
+def _of_row(settings: Settings, row: int) -> Settings:
+    scales = settings.guidance
+    return replace(settings, guidance=scales[row]) if isinstance(scales, tuple) else settings
