@@ -271,6 +271,15 @@ def open_cascade(
     return Cascade(stages, name=data["name"])
 
 
+def styles_of(name: str | Path) -> list[str]:
+    """Words that a model knows ways of drawing by, "noto style", as its index says; none where it does not say."""
+    folder = BUNDLED / name if str(name) in bundled() else Path(name)
+    try:
+        return [str(style) for style in json.loads((folder / "pixelcascade.json").read_text()).get("styles", [])]
+    except (OSError, ValueError):
+        return []
+
+
 def open_topology(path: Path, compute: Compute) -> Cascade:
     """A cascade of the stages that a JSON file names, in order.
 

@@ -29,9 +29,9 @@ def served(app) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
-        server.should_exit = server.force_exit = True
-        thread.join(15)
         app.state.served.engine.close()
+        server.should_exit = True
+        thread.join(15)
         assert not thread.is_alive()
 
 
@@ -44,8 +44,8 @@ def eventually(true, seconds: float = 10.0) -> None:
 
 
 class Slow:
-    """A stage that paints grey in so many steps, each of which waits; `at` says how far it is, `closed` how often it was
-    cancelled. fault: raised in the step of that number."""
+    """A stage that paints grey in so many steps, each of which waits; `at` says how far it is, `closed` how often it
+    was cancelled. fault: raised in the step of that number."""
 
     def __init__(self, name="slow", side=8, steps=3, step_s=0.0, takes: Space | None = None):
         self.name, self.takes, self.gives = name, takes, Space(3, side, side)

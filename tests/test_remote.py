@@ -281,9 +281,10 @@ def test_a_full_worker_is_waited_for_a_while():
 
 
 def test_workers_of_different_stages_are_not_one():
-    with servers.served(app_of(Slow())) as one, servers.served(app_of(Slow(side=16))) as two:
-        with pytest.raises(ValueError, match="serve different stages: they differ in gives"):
-            RemoteStage([one, two], patience=QUICK)
+    two_stages = servers.served(app_of(Slow())), servers.served(app_of(Slow(side=16)))
+    differ = pytest.raises(ValueError, match="serve different stages: they differ in gives")
+    with two_stages[0] as one, two_stages[1] as two, differ:
+        RemoteStage([one, two], patience=QUICK)
 
 
 def test_a_stage_elsewhere_can_be_in_a_cascade_but_not_saved(cascade, workers, tmp_path):

@@ -30,7 +30,9 @@ def application() -> typer.Typer:
         judge.sweep,
         judge.suite,
         models.assemble,
+        serving.serve,
         serving.worker,
+        serving.key,
         checks.doctor,
         checks.bench,
     ):

@@ -95,3 +95,74 @@ def _token(file: Path | None) -> str | None:
     if len(token) < 16 or not token.isascii():
         raise ValueError(f"{file} is to hold a token of at least 16 ASCII characters")
     return token
+
+
+def serve(
+    model: Annotated[str, typer.Option(help="A bundled model, a folder, a topology (.json), or URLs of workers.")] = (
+        "emoji"
+    ),
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 is any that is free.")] = 8000,
+    alias: Annotated[list[str] | None, typer.Option(help="A further name of the model, such as gpt-image-1.")] = None,
+    keys: Annotated[Path | None, typer.Option(help="A file of keys, made by `pixelcascade key`.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Keep pictures in this folder, for clients that ask for a URL.")
+    ] = (None),
+    tls_cert: Certificate = None,
+    tls_key: Key = None,
+    allow_host: AllowHost = None,
+    allow_origin: Annotated[list[str] | None, typer.Option(help="A page's origin that may call, https://...")] = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    memory: Memory = 2.0,
+    queue: Queue = 256,
+    deadline: Deadline = 300.0,
+    hang: Hang = 300.0,
+    drain: Drain = 60.0,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts into the log.")] = False,
+    metadata: Annotated[bool, typer.Option(help="Write into the pictures how they were made.")] = True,
+) -> None:
+    """Serve a model: an HTTP API as OpenAI's, and a web page."""
+    needs_serve()
+    from pixelcascade.checkpoint import open_cascade, styles_of
+    from pixelcascade.cli.paint import pick_device
+    from pixelcascade.files import refuse_unwritable
+    from pixelcascade.serve.app import Policy, api_app
+    from pixelcascade.serve.capacity import rules_of
+    from pixelcascade.serve.guard import Allowed, allowed_hosts
+    from pixelcascade.serve.keys import load_keys
+    from pixelcascade.serve.run import Place, refuse_open_door, run
+    from pixelcascade.serve.store import Store
+
+    place = Place(host, port, tls_cert, tls_key, drain)
+    known = tuple(load_keys(keys)) if keys is not None else ()
+    refuse_open_door(host, bool(known), "give --keys FILE, which `pixelcascade key FILE --name ...` makes")
+    if results is not None:
+        refuse_unwritable(results)
+    cascade = open_cascade(model, pick_device(device), precision=precision)
+    if cascade.takes is not None:
+        raise ValueError(
+            f"{model} begins with stage {cascade.stages[0].name!r}, which takes an image; give a base first"
+        )
+    rules = rules_of(cascade.stages, int(memory * 1e9))
+    store = None if results is None else Store(results)
+    styles = tuple(styles_of(model))
+    policy = Policy(tuple(alias or ()), known, deadline, log_prompts, metadata, styles, store)
+    allowed = Allowed(allowed_hosts(host, allow_host or ()), tuple(allow_origin or ()))
+    app = api_app(cascade, rules, policy, allowed=allowed, most=queue, hang_s=hang)
+    for name, rule in rules.items():
+        print(f"{name}: batches of at most {rule.most} images, {rule.lane}", file=sys.stderr)
+    run(app, app.state.served, place, lambda address: print(f"{cascade.name} at {address}", flush=True))
+
+
+def key(
+    file: Annotated[Path, typer.Argument(help="The file of keys; it is made if there is none.")],
+    name: Annotated[str, typer.Option(help="Whose key it is; one of that name is replaced.")],
+    scope: Annotated[list[str] | None, typer.Option(help="generate or metrics; both unless given.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Pictures a minute.")] = None,
+) -> None:
+    """Make a key for a server, and show it once; the file keeps its digest only."""
+    needs_serve()
+    from pixelcascade.serve.keys import SCOPES, add_key
+
+    print(add_key(file, name, tuple(scope or SCOPES), rate))

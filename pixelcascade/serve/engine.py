@@ -286,8 +286,10 @@ class Engine:
             return next(self._work[batch].progress), None, None
         except StopIteration as done:
             return None, done.value, None
-        except BaseException as error:  # also a stage that calls exit: it is not this server's end
+        except Exception as error:
             return None, None, error
+        except BaseException as error:  # a stage that calls exit: it is not this server's end
+            return None, None, RuntimeError(f"stage {batch.stage!r} ended with {error!r}")
 
     def _opened(self, batch: Batch) -> _Work:
         with self._changed:

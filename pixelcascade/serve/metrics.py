@@ -27,7 +27,7 @@ class Metrics:
             name + "wait_seconds", "From a job's arrival to its first step", buckets=_SHORT, registry=registry
         )
         self._jobs = Counter(name + "jobs", "Jobs that ended", ["outcome"], registry=registry)
-        self._rejects = Counter(name + "rejects", "Requests that were not accepted", ["reason"], registry=registry)
+        self._rejects = Counter(name + "rejects", "Requests that were not accepted", ["status"], registry=registry)
         self._http = Histogram(
             name + "http_seconds", "Requests", ["method", "route", "status"], buckets=_SHORT, registry=registry
         )
@@ -55,12 +55,11 @@ class Metrics:
     def ended(self, outcome: str) -> None:
         self._jobs.labels(outcome).inc()
 
-    def rejected(self, reason: str) -> None:
-        self._rejects.labels(reason).inc()
-
     def seen(self, method: str, route: str, status: int, seconds: float) -> None:
         method = method if method in ("GET", "POST", "DELETE", "HEAD", "OPTIONS") else "other"
         self._http.labels(method, route, str(status)).observe(seconds)
+        if status in (401, 403, 413, 429, 503):
+            self._rejects.labels(str(status)).inc()
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -34,9 +34,19 @@ class Ticket:
 
     async def events(self) -> AsyncIterator[Event]:
         """All but the last, which is raised if it is an error. Leaving early cancels the job."""
+        async for event in self.beats(None):
+            if event is not None:
+                yield event
+
+    async def beats(self, beat_s: float | None) -> AsyncIterator[Event | None]:
+        """As `events`, with None after each so many seconds in which nothing happened."""
         try:
             while True:
-                event = await self._events.get()
+                try:
+                    event = await asyncio.wait_for(self._events.get(), beat_s)
+                except TimeoutError:
+                    yield None
+                    continue
                 if isinstance(event, Ended):
                     self.ask = None
                     if event.error is not None:
