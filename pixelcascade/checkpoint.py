@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,7 @@ from pixelcascade.noise import Image, NoiseLevel
 from pixelcascade.precision import Compute
 from pixelcascade.quantize import dequantize, quantize
 from pixelcascade.recipe import StageRecipe
+from pixelcascade.remote import RemoteStage, is_url
 from pixelcascade.stage import DiffusionStage, Draft, Progress, Sampling, Space
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -168,6 +169,11 @@ class SavedStage:
     def gives(self) -> Space:
         return self.header.recipe.gives
 
+    @property
+    def contexts(self) -> Mapping[str, int]:
+        """The conditions that it reads, with the width of their tokens."""
+        return self.header.recipe.network.contexts
+
     def load(self) -> DiffusionStage:
         """The stage with its weights, read once, from whichever thread."""
         with self._loading:
@@ -221,11 +227,31 @@ def saved_stages(cascade: Cascade, name: str | None = None) -> tuple[list[SavedS
     return stages, names.index(name or names[0])
 
 
+@overload
+def open_stage(
+    path: Path, device: str = "cpu", *, precision: str = "float32", compiled: bool = False
+) -> SavedStage: ...
+@overload
+def open_stage(
+    path: str, device: str = "cpu", *, precision: str = "float32", compiled: bool = False
+) -> SavedStage | RemoteStage: ...
 def open_stage(
     path: str | Path, device: str = "cpu", *, precision: str = "float32", compiled: bool = False
-) -> SavedStage:
-    """A stage from its folder, from a run's folder, or from its weights file. precision, compiled: see `Compute`."""
-    return SavedStage(path, Compute(device, precision, compiled))
+) -> SavedStage | RemoteStage:
+    """A stage from its folder, from a run's folder, from its weights file, or from the URL of its worker.
+
+    Several URLs with commas between them are workers of the same stage. `emoji/sr256` is a stage of a bundled model.
+    precision, compiled: see `Compute`; a worker has its own.
+    """
+    if is_url(path):
+        return RemoteStage([url.strip() for url in str(path).split(",")])
+    return SavedStage(_bundled_stage(str(path)) or path, Compute(device, precision, compiled))
+
+
+def _bundled_stage(name: str) -> Path | None:
+    model, _, stage = name.partition("/")
+    folder = BUNDLED / model / stage
+    return folder if stage and model in bundled() and "/" not in stage and folder.is_dir() else None
 
 
 def save_cascade(stages: Sequence[SavedStage], folder: Path, name: str, dtype: torch.dtype | None = None) -> Cascade:
@@ -260,12 +286,18 @@ def bundled() -> list[str]:
 def open_cascade(
     name: str | Path, device: str = "cpu", *, precision: str = "float32", compiled: bool = False
 ) -> Cascade:
-    """A cascade by the name of a bundled one, by its folder, or from the folder of a single stage or run.
+    """A cascade by the name of a bundled one, by its folder, or from the folder of a single stage or run; or by the
+    URL of a worker, or a file that says where the stages are (see docs/serving.md).
 
     precision, compiled: see `Compute`. ValueError, in one line, for an unknown name, a newer format, or stages that do
     not fit.
     """
     compute = Compute(device, precision, compiled)
+    if is_url(name):
+        stage = open_stage(name)
+        return Cascade([stage], name=stage.name)
+    if str(name).endswith(".json"):
+        return open_topology(Path(name), compute)
     folder = BUNDLED / name if str(name) in bundled() else Path(name)
     index = folder / "pixelcascade.json"
     if not index.is_file():
@@ -291,6 +323,46 @@ def guided_by(cascade: Cascade, weaker: Cascade) -> Cascade:
         raise ValueError(f"{weaker.name} has {has}, but {cascade.name} has {known}; a weaker stage has the same name")
     stages |= {name: stages[name].beside(weak) for name, weak in beside.items() if name in stages}
     return cascade.of([stages.get(stage.name, stage) for stage in cascade.stages])
+
+
+def styles_of(name: str | Path) -> list[str]:
+    """Words that a model knows ways of drawing by, "noto style", as its index says; none where it does not say."""
+    folder = BUNDLED / name if str(name) in bundled() else Path(name)
+    try:
+        return [str(style) for style in json.loads((folder / "pixelcascade.json").read_text()).get("styles", [])]
+    except (OSError, ValueError):
+        return []
+
+
+def open_topology(path: Path, compute: Compute) -> Cascade:
+    """A cascade of the stages that a JSON file names, in order.
+
+    {"format": 1, "name": "split", "stages": ["emoji/base", "runs/sr256", "http://gpu2:8001", ["http://a:1", "http://b:1"]]}:
+    stages of bundled models, folders (from the file's own), URLs of workers, and lists of URLs of the same stage.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from None
+    if not isinstance(data, dict) or not {"format", "stages"} <= data.keys() <= {"format", "name", "stages"}:
+        raise ValueError(f'{path} is to hold "format", "stages" and, if you like, "name"; see docs/serving.md')
+    if data["format"] != FORMAT:
+        raise ValueError(f"{path} has format {data['format']}, this version reads {FORMAT}; update pixelcascade")
+    if not isinstance(data["stages"], list):
+        raise ValueError(f"{path}: stages is a list, of names, folders or URLs")
+    return Cascade([_placed(path, place, compute) for place in data["stages"]], name=str(data.get("name", path.stem)))
+
+
+def _placed(path: Path, place: Any, compute: Compute) -> SavedStage | RemoteStage:
+    if isinstance(place, list) and place and all(map(is_url, place)):
+        return RemoteStage([str(url) for url in place])
+    if not isinstance(place, str):
+        raise ValueError(f"{path}: {place!r} is no stage; it is a name, a folder, a URL, or a list of URLs")
+    if is_url(place):
+        return RemoteStage([place])
+    return SavedStage(_bundled_stage(place) or path.parent / place, compute)
 
 
 def _inside(folder: Path, name: str) -> Path:

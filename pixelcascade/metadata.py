@@ -76,7 +76,12 @@ def file_format(path: Path) -> str:
 
 def save_picture(path: Path, picture: PIL.Image.Image, provenance: Provenance | None) -> None:
     """Writes a picture whole or not at all; provenance None leaves out all metadata."""
-    kind, options, buffer = file_format(path), {}, io.BytesIO()
+    write_atomically(path, dump_picture(file_format(path), picture, provenance))
+
+
+def dump_picture(kind: str, picture: PIL.Image.Image, provenance: Provenance | None, quality: int = 92) -> bytes:
+    """The file of a picture. kind: Pillow's name of the format. quality: of WebP and JPEG, up to 100."""
+    options, buffer = {}, io.BytesIO()
     if provenance is not None:
         if kind == "PNG":
             info = PngInfo()
@@ -87,9 +92,9 @@ def save_picture(path: Path, picture: PIL.Image.Image, provenance: Provenance | 
         else:
             options["xmp"] = _XMP.encode()
     if kind != "PNG":
-        options["quality"] = 92
+        options["quality"] = quality
     picture.save(buffer, kind, **options)
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_provenance(path: Path) -> Provenance:

@@ -7,22 +7,20 @@ Time is measured on random data, which needs the memory; where there is too litt
 
 import os
 import time
-import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixelcascade.bench import matmul_rate
 from pixelcascade.condition import Conditioning, Context
+from pixelcascade.held import Held
 from pixelcascade.objective import Batch
 from pixelcascade.precision import autocast, bf16_pays
 from pixelcascade.recipe import StageRecipe
@@ -81,33 +79,6 @@ def plan(stage: StageRecipe, device: str = "cpu", images: int | None = None, sec
     training = stage.training
     count = images or training.images
     return Plan(parameters, training.batch, count, weights, state, most - weights - state, memory, flop, took, tried)
-
-
-class Held(TorchDispatchMode):
-    """Inside, counts the bytes of all tensors that are alive, now and at most so far."""
-
-    def __init__(self):
-        super().__init__()
-        self.now, self.most = 0, 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for each in tree_leaves(result):
-            if isinstance(each, Tensor):
-                self._hold(each.untyped_storage())
-        return result
-
-    def _hold(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata not in self._known:
-            self._known.add(storage._cdata)
-            self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
-
-    def _release(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
 
 
 def counted(stage: StageRecipe) -> tuple[int, int, int, int]:

@@ -20,12 +20,14 @@ from safetensors.torch import load_file
 
 import pixelcascade as pc
 from pixelcascade.checkpoint import SavedStage, save_stage
+from pixelcascade.data.emoji.styles import STYLES as EMOJI_STYLES
 from pixelcascade.files import write_atomically
 from pixelcascade.image import sheet
 from pixelcascade.recipes import open_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_BYTES = 24_000_000
+STYLES = {"emoji": [f"{style.name} style" for style in EMOJI_STYLES.values() if style.default]}  # words for prompts
 PROMPTS = [
     f"{thing}, {style} style"
     for thing in ("a red apple", "a red heart", "a blue heart", "a grinning face", "a lemon", "a house")
@@ -49,6 +51,7 @@ def bundle(name: str, runs: Path) -> Path:
         "name": name,
         "version": pc.__version__,
         "stages": [stage.name for stage in stages],
+        "styles": STYLES.get(name, []),
         "licence": "Apache-2.0; the artwork of its training data is attributed in NOTICE",
         "data": trained,
     }

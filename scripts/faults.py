@@ -548,10 +548,16 @@ FAULTS = [
         faults={
             "one step counted": ("for _ in range(2):", "for _ in range(1):"),
             "averages not counted": ("(stage.training.average, *stage.training.averages)", "(stage.training.average,)"),
-            "views counted twice": ("if storage._cdata not in self._known:", "if True:"),
-            "memory never freed": ("self.now -= size", "self.now -= 0"),
             "work of one micro batch": ("get_total_flops() * (stage", "get_total_flops() * 1 or (stage"),
             "hours of one image each": ("self.images / self.batch *", "self.images *"),
+        },
+    ),
+    *faults_in(
+        "held",
+        tests="plan",
+        faults={
+            "views counted twice": ("if storage._cdata not in self._known:", "if True:"),
+            "memory never freed": ("self.now -= size", "self.now -= 0"),
         },
     ),
     *faults_in(

@@ -13,7 +13,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 def application() -> typer.Typer:
     """The commands; --help prints the first line of each."""
-    from pixelcascade.cli import checks, datasets, judge, models, paint, teach
+    from pixelcascade.cli import checks, datasets, judge, models, paint, serving, teach
 
     app = typer.Typer(
         no_args_is_help=True,
@@ -30,6 +30,9 @@ def application() -> typer.Typer:
         judge.sweep,
         judge.suite,
         models.assemble,
+        serving.serve,
+        serving.worker,
+        serving.key,
         checks.doctor,
         checks.bench,
     ):
@@ -51,6 +54,9 @@ def main() -> None:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except ConnectionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:
         if error.errno not in _DISK:
             raise

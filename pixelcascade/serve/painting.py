@@ -1,0 +1,189 @@
+"""From a request to pictures in files: what is asked of the engine, and what is made of its events."""
+
+import asyncio
+import base64
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pixelcascade.background import background
+from pixelcascade.cascade import Cascade, Request, at_size, is_kept
+from pixelcascade.image import to_pictures
+from pixelcascade.metadata import Provenance, dump_picture
+from pixelcascade.noise import Image
+from pixelcascade.requests import provenance_of
+from pixelcascade.serve.engine import Ask, Painted, Stepped
+from pixelcascade.serve.errors import Refusal
+from pixelcascade.serve.rows import Words
+from pixelcascade.serve.schema import ImageRequest, SizeError, marks_of, settings_of, size_of
+from pixelcascade.serve.ticket import Ticket
+from pixelcascade.stage import Settings, Stage
+
+BEAT_S = 15.0
+_files = background()  # pictures are encoded beside the stages, on one thread, so that these keep theirs
+
+
+@dataclass(frozen=True, eq=False)
+class Commission:
+    """A request as the cascade takes it. settings: by stage name. size: (height, width)."""
+
+    body: ImageRequest
+    size: tuple[int, int]
+    stages: list[Stage]
+    settings: dict[str, Settings]
+    seeds: tuple[int, ...]
+    provenance: Sequence[Provenance | None]
+    marks: set[tuple[str, int]]
+
+    @property
+    def size_name(self) -> str:
+        return f"{self.size[1]}x{self.size[0]}"
+
+    @property
+    def format(self) -> str:
+        return self.body.output_format or "png"
+
+    @property
+    def steps(self) -> int:
+        """Of all images and stages."""
+        return len(self.seeds) * sum(_steps(stage, self.settings) for stage in self.stages)
+
+    def ask(self, ticket: Ticket, key: str, limit_s: float) -> Ask:
+        negative = self.body.negative_prompt or None
+        rows = [Words(self.body.prompt, seed, negative, self.settings) for seed in self.seeds]
+        return Ask(rows, tuple(stage.name for stage in self.stages), ticket.tell, key, self._look, limit_s)
+
+    def _look(self, stage: str, index: int, of: int) -> bool:
+        return (stage, index) in self.marks
+
+    def file(self, image: Image, row: int, final: bool = True) -> bytes:
+        """Of one image; pictures on the way say that they were generated, and nothing else."""
+        (picture,) = to_pictures(image)
+        kind = {"png": "PNG", "webp": "WEBP", "jpeg": "JPEG"}[self.format]
+        quality = 92 if self.body.output_compression is None else max(1, self.body.output_compression)
+        picture = at_size(picture, self.size) if final else picture
+        return dump_picture(kind, picture, self.provenance[row], quality)
+
+
+def commission(body: ImageRequest, cascade: Cascade, model: str, metadata: bool) -> Commission:
+    """Refusal, with the field, for what the cascade cannot do."""
+    if not body.prompt.strip() and any(getattr(stage, "contexts", {"text": 0}) for stage in cascade.stages):
+        raise Refusal(400, "prompt is empty; say what to paint", "invalid_value", "prompt")
+    try:
+        size = size_of(body, cascade)
+    except SizeError as error:
+        raise Refusal(400, str(error), "invalid_size", "size") from None
+    chosen = cascade.until(size)
+    stages = list(chosen.stages)
+    try:
+        settings = settings_of(body, stages)
+    except ValueError as error:
+        raise Refusal(400, str(error), "invalid_value", str(error).split()[0]) from None
+    first = secrets.randbelow(2**31) if body.seed is None else body.seed
+    seeds = tuple(range(first, first + body.count))
+    negative = body.negative_prompt or None
+    request = Request((body.prompt,) * body.count, seeds, size, negative, settings)
+    told: Sequence[Provenance | None] = [None] * body.count
+    if metadata:
+        known = all(is_kept(stage) for stage in cascade.stages)
+        height, width = size
+        plain = [Provenance(body.prompt, seed, model, width, height, negative) for seed in seeds]
+        told = provenance_of(cascade, request, model) if known else plain
+    marks = marks_of(stages, _steps(stages[0], settings), body.partial_images or 0)
+    return Commission(body, size, stages, settings, seeds, told, marks)
+
+
+def _steps(stage: Stage, settings: dict[str, Settings]) -> int:
+    sampling = getattr(stage, "sampling", None)
+    return getattr(stage, "steps", 1) if sampling is None else settings[stage.name].apply(sampling).steps
+
+
+@dataclass(eq=False)
+class Progress:
+    """How far a request is: what `GET /v1/jobs/{id}` tells."""
+
+    stage: str | None = None
+    index: int = 0
+    of: int = 0
+    tokens: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def to_json(self) -> dict[str, Any] | None:
+        return None if self.stage is None else {"stage": self.stage, "index": self.index, "of": self.of}
+
+
+async def pictures(order: Commission, ticket: Ticket, progress: Progress) -> list[bytes]:
+    """The finished files, in the order of the seeds."""
+    files: dict[int, bytes] = {}
+    async for event in ticket.events():
+        _note(event, progress)
+        if isinstance(event, Painted) and event.last:
+            files[event.row] = await _file(order, event.draft.painted, event.row)
+    return [files[row] for row in range(len(order.seeds))]
+
+
+async def stream(order: Commission, ticket: Ticket, progress: Progress) -> AsyncIterator[dict[str, Any] | None]:
+    """Events as a client gets them: partial pictures, then the completed ones; None to show that we are there."""
+    sent: dict[int, int] = {}
+    about = {
+        "created_at": int(time.time()),
+        "size": order.size_name,
+        "quality": order.body.quality or "auto",
+        "background": "opaque",
+        "output_format": order.format,
+    }
+
+    def partial(row: int, data: bytes) -> dict[str, Any]:
+        index = sent[row] = sent.get(row, -1) + 1
+        kind = "image_generation.partial_image"
+        shown = {"b64_json": base64.b64encode(data).decode(), "partial_image_index": index, "seed": order.seeds[row]}
+        return {"type": kind, **shown, **about}
+
+    async for event in ticket.beats(BEAT_S):
+        if event is None:
+            yield None
+            continue
+        _note(event, progress)
+        if isinstance(event, Stepped):
+            if order.body.progress:
+                rows = [order.seeds[row] for row in event.rows]
+                told = {"stage": event.stage, "index": event.index, "of": event.of, "seeds": rows}
+                yield {"type": "pixelcascade.progress", **told}
+            for index, row in enumerate(event.rows if event.previews is not None else ()):
+                assert event.previews is not None
+                yield partial(row, await _file(order, event.previews[index : index + 1], row, final=False))
+        elif isinstance(event, Painted) and not event.last and (event.stage, -1) in order.marks:
+            yield partial(event.row, await _file(order, event.draft.painted, event.row, final=False))
+        elif isinstance(event, Painted) and event.last:
+            data = await _file(order, event.draft.painted, event.row)
+            usage = usage_of(order.steps // len(order.seeds), _tokens(event))
+            shown = {"b64_json": base64.b64encode(data).decode(), "seed": order.seeds[event.row], "usage": usage}
+            yield {"type": "image_generation.completed", **shown, **about}
+
+
+def usage_of(steps: int, tokens: int) -> dict[str, Any]:
+    """Input is tokens of the prompts; output is denoising steps, summed over images and stages."""
+    details = {"text_tokens": tokens, "image_tokens": 0}
+    return {
+        "input_tokens": tokens,
+        "output_tokens": steps,
+        "total_tokens": tokens + steps,
+        "input_tokens_details": details,
+    }
+
+
+async def _file(order: Commission, image: Image, row: int, final: bool = True) -> bytes:
+    return await asyncio.get_running_loop().run_in_executor(_files, order.file, image, row, final)
+
+
+def _note(event: Any, progress: Progress) -> None:
+    if isinstance(event, Stepped):
+        progress.stage, progress.index, progress.of = event.stage, event.index, event.of
+    elif isinstance(event, Painted) and event.last:
+        progress.tokens += _tokens(event)
+
+
+def _tokens(event: Painted) -> int:
+    return sum(int(context.mask.sum()) for context in event.draft.contexts.values())

@@ -1,0 +1,120 @@
+"""Drafts taken apart into images and put together into batches; what must be equal for that."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from pixelcascade.condition import Context, Weighted, cat_contexts
+from pixelcascade.noise import Image
+from pixelcascade.stage import Draft, Settings, Stage
+
+
+@dataclass(frozen=True)
+class Words:
+    """An image that is nothing but words yet. settings: by stage name."""
+
+    prompt: str
+    seed: int
+    negative: str | None = None
+    settings: Mapping[str, Settings] = field(default_factory=dict)
+
+
+Row = Words | Draft  # of one image
+
+
+def fit(stage: Stage, row: Row) -> Hashable:
+    """What images must have in common to be one batch of a stage: all but their words, seeds and guidance scales.
+
+    Without guidance (scale 1) a stage computes half as much, so that is another kind.
+    """
+    others = tuple(prompt.weight for prompt in row.also) if isinstance(row, Draft) else ()
+    settings, sampling = row.settings.get(stage.name, Settings()), getattr(stage, "sampling", None)
+    if sampling is None:
+        return (settings, bool(row.negative), others)
+    used = settings.apply(sampling)
+    kind = 1.0 if used.guidance.scale == 1 else 2.0
+    return (replace(used, guidance=used.guidance.scaled(kind)), bool(row.negative), others)
+
+
+def apart(draft: Draft) -> list[Draft]:
+    """One draft for each image."""
+    return [
+        Draft(
+            _take(draft.contexts, row),
+            (seed,),
+            draft.negative and _take(draft.negative, row),
+            None if draft.image is None else draft.image[row : row + 1],
+            {name: settings.take([row]) for name, settings in draft.settings.items()},
+            tuple(Weighted(_take(prompt.contexts, row), prompt.weight) for prompt in draft.also),
+        )
+        for row, seed in enumerate(draft.seeds)
+    ]
+
+
+def together(stage: Stage, rows: Sequence[Draft]) -> Draft:
+    """One draft of images that fit."""
+    negatives = [row.negative for row in rows if row.negative]
+    return Draft(
+        _cat([row.contexts for row in rows]),
+        tuple(seed for row in rows for seed in row.seeds),
+        _cat(negatives) if negatives else None,
+        None if rows[0].image is None else torch.cat([row.painted for row in rows]),
+        _settings(stage, rows),
+        tuple(
+            Weighted(_cat([row.also[index].contexts for row in rows]), prompt.weight)
+            for index, prompt in enumerate(rows[0].also)
+        ),
+    )
+
+
+def finer(rows: Sequence[Draft], image: Image) -> list[Draft]:
+    """Each with its image of those; words and settings stay each one's own."""
+    return [replace(row, image=image[index : index + 1]) for index, row in enumerate(rows)]
+
+
+def opened(encoder, words: Sequence[Words]) -> list[Draft]:
+    """Words as drafts: each different text is encoded once, all in one call; no row keeps padding of its neighbours."""
+    texts = sorted({word.prompt for word in words})
+    against = sorted({word.negative for word in words if word.negative})
+    contexts, negatives = _encoded(encoder, texts), _encoded(encoder, against)
+    return [
+        Draft(
+            {"text": contexts[word.prompt]},
+            (word.seed,),
+            {"text": negatives[word.negative]} if word.negative else None,
+            settings=word.settings,
+        )
+        for word in words
+    ]
+
+
+def _encoded(encoder, texts: list[str]) -> dict[str, Context]:
+    if not texts:
+        return {}
+    with torch.inference_mode():
+        context = encoder(texts)
+    return {text: _trimmed(context.take([row])) for row, text in enumerate(texts)}
+
+
+def _trimmed(context: Context) -> Context:
+    length = max(1, int(context.mask.sum()))
+    return Context(context.tokens[:, :length], context.mask[:, :length])
+
+
+def _take(contexts: Mapping[str, Context], row: int) -> dict[str, Context]:
+    return {name: context.take([row]) for name, context in contexts.items()}
+
+
+def _cat(parts: Sequence[Mapping[str, Context]]) -> dict[str, Context]:
+    return {name: cat_contexts([part[name] for part in parts]) for name in parts[0]}
+
+
+def _settings(stage: Stage, rows: Sequence[Draft]) -> dict[str, Settings]:
+    """Of the stage: those that all rows share, and the guidance scale of each."""
+    own = [row.settings.get(stage.name, Settings()) for row in rows]
+    sampling = getattr(stage, "sampling", None)
+    if sampling is None or all(settings.guidance == own[0].guidance for settings in own):
+        return {stage.name: own[0]}
+    used = [settings.apply(sampling).guidance for settings in own]
+    return {stage.name: replace(own[0], guidance=used[0].scaled(tuple(each.scale for each in used)))}
