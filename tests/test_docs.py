@@ -14,6 +14,7 @@ from pixelcascade.noise import Cosine, density
 from pixelcascade.parameterize import decode, target
 from pixelcascade.recipe import Recipe
 from pixelcascade.sample import grid, start
+from pixelcascade.stage import Settings
 from pixelcascade.streams import Streams
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +51,18 @@ def test_the_extension_points_take_what_the_page_shows(tmp_path):
     longer = pc.Cascade([*cascade.stages, names["Nearest"]("nearest", cascade.gives)], cascade.encoder)
     assert longer.generate(["red"])[0].size == (32, 32)
     assert isinstance(names["mine"](), Recipe)
+    fading = names["Fading"](names["ClassifierFree"](5.0))
+    assert [float(fading.weights(step, 1)) for step in levels[::8]] == [5, 4, 3, 2, 1]
+    settings = {"base": Settings(guidance=fading)}
+    assert longer.generate(["red"], settings=settings)[0].size == (32, 32)
+
+
+def test_the_page_on_sampling_paints_what_it_says():
+    names: dict = {}
+    exec(code_of("docs/sampling.md"), names)
+    assert [image.size for image in names["images"]] == [(64, 64)] * 3
+    first, second, third = (np.asarray(image).astype(int) for image in names["images"])
+    assert abs(first - second).mean() > 1 and abs(second - third).mean() > 1
 
 
 def test_every_page_that_is_linked_exists():

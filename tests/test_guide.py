@@ -247,7 +247,7 @@ class TestLimited:
 
 class TestOscillating:
     @pytest.mark.parametrize(
-        "steps, share, first", [(1, 0.1, 1), (10, 0.1, 1), (16, 0.1, 2), (100, 0.07, 7), (9, 0, 0)]
+        "steps, share, first", [(1, 0.1, 1), (10, 0.1, 1), (16, 0.1, 2), (100, 0.07, 7), (9, 0.0, 0)]
     )
     def test_high_at_first_then_by_turns(self, steps, share, first):
         weights, counts = run_of(Oscillating(ClassifierFree(15.0), 1.0, share), DDIM(), steps)

@@ -18,8 +18,10 @@ Model = Annotated[str, typer.Option(help="A bundled model, or the folder of a mo
 Size = Annotated[str | None, typer.Option(help="64, 256, 1024 or WIDTHxHEIGHT; picks the stage, or resizes.")]
 Steps = Annotated[str | None, typer.Option(help="Sampling steps by stage, such as 16,8,8.")]
 Guidance = Annotated[str | None, typer.Option(help="Guidance scale by stage, such as 5,3,1; 1 is none.")]
-Guide = Annotated[list[str] | None, typer.Option(help="KIND:key=value of the first stage, or STAGE=KIND; see docs.")]
-GuideBy = Annotated[str | None, typer.Option(help="A weaker model or stage, to guide away from; see docs.")]
+Guide = Annotated[
+    list[str] | None, typer.Option(help="limited:low=-3,high=3; oscillating; rescaled; auto; or STAGE=KIND.")
+]
+GuideBy = Annotated[str | None, typer.Option(help="A weaker model or stage, to be guided away from.")]
 SamplerName = Annotated[str | None, typer.Option("--sampler", help="ddim, ancestral, heun or dpm-solver-2m.")]
 Effects = Annotated[list[str] | None, typer.Option("--effect", help="name or name:key=value,..., in order; see docs.")]
 Precision = Annotated[str, typer.Option(help="float32; bf16 or fp16: half the weights, faster on some devices; auto.")]
