@@ -206,7 +206,7 @@ class RemoteStage:
         verify = ssl.create_default_context(cafile=authorities) if authorities else True
         timeout = httpx2.Timeout(self.patience.step, connect=self.patience.connect, pool=self.patience.connect)
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
-        limits = httpx2.Limits(max_connections=64, max_keepalive_connections=8)
+        limits = httpx2.Limits(max_connections=64, max_keepalive_connections=8, keepalive_expiry=30)
         # the environment may name a proxy, which is not to see the token
         return httpx2.Client(verify=verify, timeout=timeout, headers=headers, limits=limits, trust_env=False)
 

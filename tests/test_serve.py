@@ -509,6 +509,8 @@ def test_rates_fill_evenly_and_let_a_large_request_in_when_full():
     assert rates.take(key, 60, 0.0) == 0.0
     assert rates.take(key, 2, 1.0) == pytest.approx(1.0)
     assert rates.take(key, 2, 2.0) == 0.0
+    rates.give_back(key, 1)
+    assert rates.take(key, 1, 2.0) == 0.0
     slow = Key("b", "", rate=2.0)
     assert rates.take(slow, 10, 0.0) == 0.0
     assert rates.take(slow, 1, 60.0) == pytest.approx(210.0)  # it is in debt, for the ten it was let in with

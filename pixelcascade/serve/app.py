@@ -36,7 +36,7 @@ from pixelcascade.serve.guard import Allowed, Guard
 from pixelcascade.serve.keys import Key, Rates, digest_of
 from pixelcascade.serve.metrics import Metrics
 from pixelcascade.serve.painting import Commission, Progress, commission, pictures, stream, usage_of
-from pixelcascade.serve.queue import StageRule
+from pixelcascade.serve.queue import FullError, StageRule
 from pixelcascade.serve.rows import opened
 from pixelcascade.serve.schema import ImageRequest
 from pixelcascade.serve.store import Store
@@ -148,7 +148,7 @@ class Api:
         key, order = self._accept(body, request)
         ticket, progress = Ticket(self.engine), Progress()
         headers = {"x-pixelcascade-ignored": ", ".join(body.ignored)} if body.ignored else {}
-        ticket.submit(order.ask(ticket, key.name, self.policy.limit_s))
+        self._submit(order, key, ticket)
         if body.stream:
             told = self._told(order, key, ticket, progress)
             return StreamingResponse(
@@ -201,6 +201,13 @@ class Api:
             raise Refusal(429, message, "rate_limit_exceeded", headers={"Retry-After": seconds})
         return key, order
 
+    def _submit(self, order: Commission, key: Key, ticket: Ticket) -> None:
+        try:
+            ticket.submit(order.ask(ticket, key.name, self.policy.limit_s))
+        except FullError:
+            self.rates.give_back(key, len(order.seeds))
+            raise
+
     def _reply(self, order: Commission, files: Sequence[bytes], progress: Progress) -> bytes:
         def shown(data: bytes) -> dict[str, str]:
             if order.body.response_format == "url":
@@ -239,7 +246,7 @@ class Api:
             raise Refusal(400, "a job is not streamed; ask for it by its id", "invalid_value", "stream")
         key, order = self._accept(body, request)
         ticket, progress = Ticket(self.engine), Progress()
-        ticket.submit(order.ask(ticket, key.name, self.policy.limit_s))
+        self._submit(order, key, ticket)
         record = JobRecord(f"job-{uuid4().hex}", key.name, int(time.time()), progress, ticket)
         record.task = asyncio.create_task(self._work(record, order, key))
         self.jobs[record.id] = record

@@ -87,3 +87,9 @@ class Rates:
             return (needed - left) * 60 / key.rate
         self._buckets[key.name] = (left - count, now)
         return 0.0
+
+    def give_back(self, key: Key, count: int) -> None:
+        """What was taken for a request that there was no room for."""
+        if key.name in self._buckets:
+            left, then = self._buckets[key.name]
+            self._buckets[key.name] = (left + count, then)

@@ -25,6 +25,7 @@ from pixelcascade.serve.logs import log_to_stderr
 
 log = logging.getLogger("pixelcascade.serve")
 _HEADER_BYTES = 65_536
+KEEP_S = 75  # an idle connection is kept for longer than proxies and clients do: it is they who close it
 
 
 @runtime_checkable
@@ -73,6 +74,7 @@ def run(app: ASGIApp, served: Served, place: Place, ready: Callable[[str], objec
         server_header=False,
         h11_max_incomplete_event_size=_HEADER_BYTES,
         timeout_graceful_shutdown=10,
+        timeout_keep_alive=KEEP_S,
         ssl_certfile=place.certificate,
         ssl_keyfile=place.key,
     )
