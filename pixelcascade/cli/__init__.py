@@ -30,6 +30,7 @@ def application() -> typer.Typer:
         judge.sweep,
         judge.suite,
         models.assemble,
+        models.convert,
         checks.doctor,
         checks.bench,
     ):
