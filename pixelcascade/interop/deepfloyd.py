@@ -387,6 +387,8 @@ def write_config(config: DeepFloydConfig, size: int) -> dict[str, Any]:
         "addition_embed_type_num_heads": config.pool,
         "class_embed_type": "timestep" if config.lowres else None,
         "time_embedding_dim": config.embedding,
+        "resnet_skip_time_act": config.lowres,
+        "time_embedding_act_fn": "gelu" if config.lowres else None,
     }
 
 
