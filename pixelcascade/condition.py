@@ -144,6 +144,7 @@ class Lowres:
     of a Gaussian blur, drawn for each image, in pixels of the low-resolution image; 0 is none. coarse: the noise is
     added before the image is enlarged, so that it has the grain of a base's errors, and a network on patches, which has
     fewer channels than a patch has numbers, can remove it.
+    corners: enlarged with the corner pixels in place, see `enlarge`, as DeepFloyd IF was trained.
     Ho et al. 2022 (cascaded diffusion), section 4.2; Saharia et al. 2022, section 2.4.
     """
 
@@ -152,6 +153,7 @@ class Lowres:
     clean: float = 0.0
     blur: float = 0.0
     coarse: bool = False
+    corners: bool = False
 
     def __post_init__(self):
         if not (0 < self.most <= 1 and 0 <= self.clean <= 1 and self.blur >= 0):
@@ -179,10 +181,11 @@ class Lowres:
     ) -> Conditioning:
         """`cond` with the augmented `image` at `size` (height, width): the input of training and sampling."""
         if not self.coarse:
-            image = enlarge(image, size)
+            image = enlarge(image, size, self.corners)
         noise = streams.fork("lowres").normal("noise", image.shape[1:], device=image.device)
+        lowres = enlarge(level.perturb(image, noise), size, self.corners)
         logsnr = level.each(len(image)).logsnr.to(image.device)
-        return replace(cond, lowres=enlarge(level.perturb(image, noise), size), lowres_logsnr=logsnr, _memory={})
+        return replace(cond, lowres=lowres, lowres_logsnr=logsnr, _memory={})
 
     def degrade(self, image: Image, streams: Streams) -> Image:
         """Blurs the low-resolution images of a training batch, each by its own amount."""
@@ -197,11 +200,14 @@ class Lowres:
         return streams.uniform("clean") < self.clean
 
 
-def enlarge(image: Image, size: tuple[int, int]) -> Float[Tensor, "b c H W"]:
-    """Bilinear, with half-pixel centres: an enlarged crop equals the crop of the enlarged picture, off its border."""
+def enlarge(image: Image, size: tuple[int, int], corners: bool = False) -> Float[Tensor, "b c H W"]:
+    """Bilinear, with half-pixel centres: an enlarged crop equals the crop of the enlarged picture, off its border.
+
+    corners: the centres of the corner pixels stay in place instead, and crops fit no longer.
+    """
     if image.shape[-2:] == tuple(size):
         return image
-    return F.interpolate(image, size=tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(image, size=tuple(size), mode="bilinear", align_corners=corners)
 
 
 def gaussian_blur(image: Image, widths: Float[Tensor, " b"]) -> Image:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pixelcascade.denoise import NetworkDenoiser
+from pixelcascade.interop.deepfloyd import DeepFloyd
 from pixelcascade.names import nearest
 from pixelcascade.nn.efficient_unet import EfficientUNet
 from pixelcascade.nn.transformer import PatchTransformer
@@ -18,7 +19,7 @@ from pixelcascade.parameterize import V
 from pixelcascade.stage import DiffusionStage, Sampling, Space
 
 NETWORKS: Mapping[type, type[nn.Module]] = {
-    network.Config: network for network in (UNet, EfficientUNet, PatchTransformer)
+    network.Config: network for network in (UNet, EfficientUNet, PatchTransformer, DeepFloyd)
 }
 
 

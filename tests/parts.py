@@ -9,6 +9,7 @@ from pixelcascade.condition import Context
 from pixelcascade.noise import (
     Cosine,
     Discrete,
+    ImprovedCosine,
     Linear,
     LogNormal,
     NoiseLevel,
@@ -23,6 +24,7 @@ from pixelcascade.parameterize import X0, Eps, Flow, Karras, V
 SCHEDULES = {
     "cosine": Cosine(),
     "wide cosine": Cosine(-20.0, 20.0),
+    "improved cosine": ImprovedCosine(),
     "linear": Linear(),
     "shifted": Shifted(Cosine(), 4.0),
     "for 256 px": for_size(256),

@@ -260,6 +260,19 @@ class TestEnlarge:
         assert_close(enlarge(ramp, (32, 32))[0, 0, 5], expected.clamp(0, 7))
         assert_close(enlarge(ramp.mT.contiguous(), (32, 32))[0, 0, :, 5], expected.clamp(0, 7))
 
+    def test_corners_stay_in_place_where_asked(self):
+        ramp = torch.arange(8.0).expand(1, 1, 8, 8)
+        assert_close(enlarge(ramp, (32, 32), corners=True)[0, 0, 5], torch.linspace(0, 7, 32))
+        level, streams = Lowres().fixed(math.inf, 1), Streams((1,), "sr")
+        for coarse in (False, True):
+            low = Lowres(corners=True, coarse=coarse)
+            assert_close(
+                low.condition(Conditioning(), ramp, level, (32, 32), streams).lowres[0, 0, 5, -1], ramp[0, 0, 5, -1]
+            )
+            assert_close(
+                low.condition(Conditioning(), ramp, level, (32, 32), streams).lowres[0, 0, 5, 1].item(), 7 / 31
+            )
+
     def test_is_not_nearest(self):
         image = torch.zeros(1, 1, 4, 4)
         image[..., 2:] = 1

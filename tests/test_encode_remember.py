@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from test_encode_text import save_tiny
 
 from pixelcascade.cascade import Cascade
 from pixelcascade.encode import remember
@@ -117,3 +118,15 @@ def test_cascades_remember(tmp_path, monkeypatch):
     cascade = pc.open("emoji")
     assert isinstance(cascade, Cascade) and isinstance(cascade.encoder, Remembering)
     assert cascade.encoder.folder.is_relative_to(tmp_path)
+
+
+def test_padding_that_counts_is_kept_too(tmp_path):
+    save_tiny("t5", tmp_path / "t5")
+    name = f"t5:{tmp_path / 't5'}?length=6&padded=1"
+    plain = open_encoder(name)
+    for _ in range(2):
+        row = Remembering(name, plain.fingerprint, tmp_path)(["a red dog"])
+        assert torch.equal(row.tokens, plain(["a red dog"]).tokens) and row.mask.all() and row.mask.shape == (1, 6)
+        with pytest.warns(CutWarning):
+            Remembering(name, plain.fingerprint, tmp_path)(["a red dog on the road"])
+    assert len(list(Remembering(name, plain.fingerprint, tmp_path).folder.iterdir())) == 1

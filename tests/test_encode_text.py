@@ -396,6 +396,34 @@ def test_gpt2_without_padding_token_encodes_nothing_as_null(tiny):
     assert torch.equal(tokens, null.tokens) and torch.equal(mask, null.mask)
 
 
+def test_padded_prompts_are_as_long_as_the_encoder_and_all_real(tiny):
+    """What DeepFloyd IF reads: T5's states of the padding as well, which the padding itself has no part in."""
+    folder, network, _ = tiny["t5"]
+    encoder = open_encoder(f"t5:{folder}?length=9&padded=1")
+    tokens, mask = encoder(["a red apple", "dog"])
+    assert tokens.shape == (2, 9, 16) and mask.all()
+    ids = torch.tensor([[*encoder.ids(["dog"])[0], *7 * [0]]])
+    with torch.no_grad():
+        expected = network.encoder(input_ids=ids, attention_mask=(torch.arange(9) < 2)[None].long()).last_hidden_state
+    torch.testing.assert_close(tokens[1:], expected, atol=1e-5, rtol=0)
+    assert tokens[1, 5:].abs().min() > 0
+    torch.testing.assert_close(encoder(["dog"]).tokens, tokens[1:], atol=1e-5, rtol=0)
+    plain = open_encoder(f"t5:{folder}?length=9")
+    torch.testing.assert_close(plain(["dog"]).tokens, tokens[1:, :2], atol=1e-5, rtol=0)
+    assert plain.fingerprint != encoder.fingerprint
+
+
+def test_a_pipeline_of_diffusers_is_a_folder_of_an_encoder(tiny, tmp_path):
+    folder, network, tokenizer = tiny["t5"]
+    network.save_pretrained(tmp_path / "text_encoder")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    for path in (tmp_path / "text_encoder").glob("*.safetensors"):
+        path.rename(path.with_name("model.fp16.safetensors"))
+    encoder = open_encoder(f"t5:{tmp_path}")
+    assert torch.equal(encoder(["a dog"]).tokens, open_encoder(f"t5:{folder}")(["a dog"]).tokens)
+    assert {path.name for path in encoder.files} >= {"config.json", "model.fp16.safetensors", "tokenizer.json"}
+
+
 @pytest.mark.parametrize("layer", [0, 1, -5])
 def test_layers_that_are_not_there(tiny, layer):
     with pytest.raises(ValueError, match=f"layer={layer}, but this network has layers -4"):

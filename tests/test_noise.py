@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from pixelcascade.noise import (
     Cosine,
     Discrete,
+    ImprovedCosine,
     Linear,
     LogNormal,
     NoiseLevel,
@@ -95,6 +96,24 @@ class TestGoldenNumbers:
         for schedule in (Linear(start=0.0), Discrete()):
             actual = schedule(torch.arange(1, 1001) / 1000).logsnr.double()
             assert_close(actual, expected, rtol=0, atol=0.1)
+
+    def test_improved_cosine_is_the_product_of_capped_betas(self):
+        """As GLIDE, improved DDPM and diffusers ("squaredcos_cap_v2") compute it."""
+        f = torch.cos((torch.arange(1001, dtype=F64) / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = (1 - f[1:] / f[:-1]).clamp(max=0.999)
+        level = Discrete(ImprovedCosine(start=0.0))(torch.arange(1, 1001, dtype=F64) / 1000)
+        assert_close(level.alpha**2, torch.cumprod(1 - betas, 0), rtol=1e-9, atol=0)
+        assert_close(level.alpha**2 + level.sigma**2, torch.ones(1000, dtype=F64), rtol=0, atol=1e-12)
+        close(level[[0, 250, 999]].logsnr, 10.095, 1.7027, -19.836, within=1e-3)
+
+    def test_improved_cosine_finds_its_times(self):
+        schedule = ImprovedCosine(start=0.0)
+        steps = torch.arange(1, 1001) / 1000
+        assert_close(schedule.time(from_logsnr(schedule(steps).logsnr)), steps, rtol=0, atol=4e-5)
+        ends = from_logsnr(torch.tensor([math.inf, 40.0, -40.0, -math.inf]))
+        assert_close(schedule.time(ends), torch.tensor([0.0, 0.0, 1.0, 1.0]), rtol=0, atol=1e-5)
+        later = torch.linspace(0, 0.999, 50, dtype=F64)
+        assert_close(ImprovedCosine().time(ImprovedCosine()(later)), later, rtol=0, atol=1e-9)
 
     @pytest.mark.parametrize(("size", "shift"), [(128, -1.386), (256, -2.773), (512, -4.159), (1024, -5.545)])
     def test_resolution_shift(self, size, shift):

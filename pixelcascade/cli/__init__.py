@@ -33,6 +33,7 @@ def application() -> typer.Typer:
         serving.serve,
         serving.worker,
         serving.key,
+        models.convert,
         checks.doctor,
         checks.bench,
     ):

@@ -1,4 +1,4 @@
-"""`assemble`."""
+"""`assemble`, `convert`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,8 +22,7 @@ def assemble(
 
     if weights != "kept" and weights not in DTYPES:
         raise ValueError(f"--weights is {weights!r}{nearest(weights, ['kept', *DTYPES])}")
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; choose a new --out")
+    _new(out)
     stages = {}
     for part in parts:
         stages |= {stage.name: stage for stage in saved_stages(open_cascade(part))[0]}
@@ -33,3 +32,42 @@ def assemble(
     cascade = save_cascade(saved_stages(cascade)[0], out, cascade.name, DTYPES.get(weights))
     for stage in saved_stages(cascade)[0]:
         print(f"{stage.path}  {stage.path.stat().st_size / 1e6:,.1f} MB")
+
+
+def convert(
+    what: Annotated[list[str], typer.Argument(help="deepfloyd FOLDER OUT; or, with --to, a stage or run, and OUT.")],
+    to: Annotated[str | None, typer.Option(help="Write the stage for this project: diffusers.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="The text encoder, as t5:FOLDER, if FOLDER has none.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Which weights, such as fp16; else the whole ones first.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the stage, else base or sr256.")] = None,
+) -> None:
+    """Make a stage of DeepFloyd IF's weights in diffusers' layout, or write such a stage back for diffusers."""
+    from pixelcascade.checkpoint import SavedStage, save_stage
+    from pixelcascade.interop.folders import read_deepfloyd, write_deepfloyd
+    from pixelcascade.names import nearest
+
+    if to is not None:
+        if to != "diffusers":
+            raise ValueError(f"--to is {to!r}{nearest(to, ['diffusers'])}; what is written is diffusers' layout")
+        if len(what) > 2:
+            raise ValueError(
+                f"a stage and a folder to write, not {len(what)} of them: pixelcascade convert STAGE OUT --to diffusers"
+            )
+        out = _new(Path(what[1]) if len(what) == 2 else Path(f"{what[0].rstrip('/')}-diffusers"))
+        write_deepfloyd(SavedStage(what[0]), out)
+        print(f"{out}/unet  for diffusers.UNet2DConditionModel.from_pretrained")
+        return
+    if len(what) != 3 or what[0] != "deepfloyd":
+        raise ValueError(
+            "write: pixelcascade convert deepfloyd FOLDER OUT, or: pixelcascade convert STAGE --to diffusers"
+        )
+    out = _new(Path(what[2]))
+    header, weights = read_deepfloyd(Path(what[1]), encoder, variant, name)
+    save_stage(out / "model.safetensors", header, weights)
+    print(f"{out}  {header.recipe.name}, {header.recipe.gives}, {header.encoder.name}")
+
+
+def _new(out: Path) -> Path:
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty; choose a new folder")
+    return out

@@ -1,7 +1,8 @@
 """Text encoders from Hugging Face folders: T5, CLIP, and any encoder or decoder language model.
 
 Only safetensors weights are read and no code that comes with a model is run. Everything is loaded from a folder; a hub
-name is first downloaded into one, without the files that we would refuse.
+name is first downloaded into one, without the files that we would refuse. The folder may be a pipeline's of diffusers,
+with text_encoder/ and tokenizer/ in it.
 """
 
 import importlib.util
@@ -54,10 +55,14 @@ class States(nn.Module):
 def open_huggingface(name: Name) -> Pretrained:
     """ValueError: nothing there, not of the kind that the name says, no safetensors weights, weights missing."""
     folder = find_folder(name)
+    vocabulary = folder
+    if (folder / "text_encoder").is_dir():
+        folder, vocabulary = folder / "text_encoder", folder / "tokenizer"
     config = load(name, folder, transformers.AutoConfig)
     layer = check_layer(name, config)
-    tokenizer = open_tokenizer(name, folder)
-    network = open_network(name, folder, config)
+    tokenizer = open_tokenizer(name, vocabulary)
+    weights, variant = find_weights(name, folder)
+    network = open_network(name, folder, config, variant)
     text = network.config.get_text_config()
     return Pretrained(
         name=name.text,
@@ -67,7 +72,8 @@ def open_huggingface(name: Name) -> Pretrained:
         padding=first_known(tokenizer.pad_token_id, text.pad_token_id, 0),
         tokenize=fast_tokenize(tokenizer.backend_tokenizer) if tokenizer.is_fast else slow_tokenize(tokenizer),
         module=States(network, layer),
-        files=tuple(sorted([folder / "config.json", *folder.glob("*.safetensors"), *present(folder, TOKENIZER)])),
+        files=tuple(sorted([folder / "config.json", *weights, *present(vocabulary, TOKENIZER)])),
+        padded=bool(name.padded),
     )
 
 
@@ -97,17 +103,24 @@ def find_folder(name: Name) -> Path:
         ) from error
 
 
-def open_network(name: Name, folder: Path, config: Any) -> Any:
-    if not any(folder.glob("*.safetensors")):
+def find_weights(name: Name, folder: Path) -> tuple[list[Path], str | None]:
+    """The weights' files, and their variant: "fp16" where the folder has them in half precision alone."""
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
         raise ValueError(
             f"{name.text!r}: {folder} has no *.safetensors; other formats can run code when they are opened and "
             f"are not read: convert the weights where you trust them, with save_pretrained of transformers"
         )
+    whole = [path for path in found if ".fp16" not in path.name]
+    return (whole, None) if whole else (found, "fp16")
+
+
+def open_network(name: Name, folder: Path, config: Any, variant: str | None) -> Any:
     kind = FAMILIES.get(name.kind, T5 | CLIP)
     if config.model_type not in kind and name.kind in FAMILIES:
         raise ValueError(f"{name.text!r}: {folder} is a {config.model_type} model; open it as 'hf:{name.source}'")
     network_class = getattr(transformers, kind.get(config.model_type, "AutoModel"))
-    options = {"dtype": name.dtype or float32, "use_safetensors": True, "output_loading_info": True}
+    options = {"dtype": name.dtype or float32, "use_safetensors": True, "output_loading_info": True, "variant": variant}
     network, report = load(name, folder, network_class, **options)
     refuse_missing(name, folder, report["missing_keys"])
     if network.config.is_encoder_decoder and config.model_type not in T5:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 
 from pixelcascade.condition import Context, cat_contexts
 from pixelcascade.encode.cache import key_of
-from pixelcascade.encode.text import TextEncoder, check_prompts, open_encoder
+from pixelcascade.encode.text import Pretrained, TextEncoder, check_prompts, open_encoder, parse_name
 from pixelcascade.files import cache_folder, write_atomically
 
 MOST_PROMPTS = 64  # in one call; more are a data set's, for which there is `embed`
@@ -68,7 +68,7 @@ class Remembering:
     def _remember(self, prompt: str, row: Context) -> Context:
         """The row without its padding. One that fills the encoder is not kept: that it was cut is to be told again."""
         count = int(row.mask.sum())
-        if not 0 < count < self.length:
+        if not count or self._fills(prompt, count):
             return row
         row = Context(row.tokens[:, :count].cpu(), row.mask[:, :count].cpu())
         try:
@@ -77,6 +77,13 @@ class Remembering:
         except OSError:
             pass  # a full or read-only disk is no reason not to paint
         return row
+
+    def _fills(self, prompt: str, count: int) -> bool:
+        """Whether a prompt of so many tokens takes all that the encoder has: padding, where it counts, aside."""
+        if parse_name(self.name).padded:
+            assert isinstance(self.opened, Pretrained)
+            count = len(self.opened.tokenize([prompt])[0].ids)
+        return count >= self.length
 
     def _prune(self) -> None:
         files = [(path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.glob("*.safetensors")]

@@ -12,7 +12,9 @@ An encoder is named by one string, so that a recipe can hold it: `KIND[:SOURCE][
     hash:128                              weightless and instant, for tests; 64 wide when no width is given
 
 Options: length (most tokens a prompt, special ones included), layer (-1 is the last, after its norm; -2 the states that
-enter it, and so on), dtype (of the weights: float32 or bfloat16; tokens come out in float32 always).
+enter it, and so on), dtype (of the weights: float32 or bfloat16; tokens come out in float32 always), padded (1: every
+prompt fills `length` tokens, and all count as real: what the network makes of padding is part of the text, as DeepFloyd
+IF was trained).
 """
 
 import difflib
@@ -119,9 +121,9 @@ def cut(prompt: str, tokens: Tokens, length: int) -> list[int]:
     return tokens.ids[:kept] + tokens.ids[count - tokens.closing :]
 
 
-def pad(rows: Sequence[Sequence[int]], padding: int) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
-    """Ids and mask, as long as the longest row and at least 1."""
-    ids = torch.full((len(rows), max([1, *map(len, rows)])), padding)
+def pad(rows: Sequence[Sequence[int]], padding: int, least: int = 1) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
+    """Ids and mask, as long as the longest row and at least `least`."""
+    ids = torch.full((len(rows), max([least, *map(len, rows)])), padding)
     mask = torch.zeros(ids.shape, dtype=torch.bool)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
@@ -159,7 +161,7 @@ class Pretrained:
 
     layer: which states the tokens are; -1 is the last. padding: the id that fills short rows. module: an nn.Module
     from (ids, mask) to states, with `save(folder)`. files: configuration, tokenizer and weights, what the fingerprint
-    is taken of. learning: the weights are no longer those of the files.
+    is taken of. padded: prompts fill `length` tokens, all real. learning: the weights are no longer those of the files.
     """
 
     name: str
@@ -170,14 +172,18 @@ class Pretrained:
     tokenize: Tokenize
     module: Any
     files: tuple[Path, ...]
+    padded: bool = False
     learning: bool = False
 
     def __call__(self, prompts: Sequence[str]) -> Context:
         rows = self.ids(prompts)
         if not rows:
             return null_context(self.dim, batch=0)
-        ids, mask = (x.to(next(self.module.parameters()).device) for x in pad(rows, self.padding))
+        ids, mask = pad(rows, self.padding, self.length if self.padded else 1)
+        ids, mask = (x.to(next(self.module.parameters()).device) for x in (ids, mask))
         tokens = self.module(ids, mask).float()
+        if self.padded:
+            return Context(tokens, torch.ones_like(mask))
         return Context(torch.where(mask[..., None], tokens, 0), mask)
 
     def ids(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -196,7 +202,8 @@ class Pretrained:
     @cached_property
     def _opened(self) -> str:
         parts = {path.name: digest_file(path) for path in self.files}
-        return digest({"files": parts, "layer": self.layer, "length": self.length})
+        padded = {"padded": True} if self.padded else {}
+        return digest({"files": parts, "layer": self.layer, "length": self.length, **padded})
 
     def tune(self) -> "Pretrained":
         """This encoder with weights that ask for gradients. They are shared: use it in place of the frozen one."""
@@ -295,6 +302,7 @@ class Name:
     length: int | None = None
     layer: int | None = None
     dtype: torch.dtype | None = None
+    padded: int | None = None
 
 
 def open_encoder(name: str, *, device: str | torch.device = "cpu") -> TextEncoder:
@@ -315,9 +323,9 @@ def open_encoder(name: str, *, device: str | torch.device = "cpu") -> TextEncode
 KINDS = {  # kind: options
     "minilm": ("length",),
     "hash": ("length",),
-    "t5": ("length", "layer", "dtype"),
-    "clip": ("length", "layer", "dtype"),
-    "hf": ("length", "layer", "dtype"),
+    "t5": ("length", "layer", "dtype", "padded"),
+    "clip": ("length", "layer", "dtype", "padded"),
+    "hf": ("length", "layer", "dtype", "padded"),
 }
 FORMS = "minilm, hash, hash:WIDTH, t5:SOURCE, clip:SOURCE, hf:SOURCE (SOURCE: a folder or a hub name)"
 

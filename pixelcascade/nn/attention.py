@@ -51,24 +51,29 @@ class Attention(nn.Module):
     """Image positions attend to context tokens and, unless `cross`, to each other.
 
     Input [b, n, dim], already normalised; output [b, n, dim], zero at initialization. heads divide dim. turns: by the
-    angles of the image's positions, see `rotate`; context tokens lie at angle 0.
+    angles of the image's positions, see `rotate`; context tokens lie at angle 0. plain: that of DeepFloyd IF, whose
+    projections have biases, whose queries and keys stay as they are, and whose context tokens are normalised in 32
+    groups of channels, each over the whole sequence.
     """
 
-    def __init__(self, dim: int, heads: int, memory: int, cross: bool = False):
+    def __init__(self, dim: int, heads: int, memory: int, cross: bool = False, plain: bool = False):
         super().__init__()
         if dim % heads:
             raise ValueError(f"{heads} heads do not divide the width {dim}")
-        self.heads, self.cross = heads, cross
-        self.project = nn.Linear(dim, dim if cross else 3 * dim, bias=False)
-        self.memory = nn.Linear(memory, 2 * dim, bias=False)
+        self.heads, self.cross, self.plain = heads, cross, plain
+        self.project = nn.Linear(dim, dim if cross else 3 * dim, bias=plain)
+        self.memory_norm = nn.GroupNorm(32, memory) if plain else None
+        self.memory = nn.Linear(memory, 2 * dim, bias=plain)
         self.out = nn.Linear(dim, dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def remember(self, tokens: Float[Tensor, "b l d"]) -> tuple[Tensor, Tensor]:
         """Keys and values of the context tokens."""
+        if self.memory_norm is not None:
+            tokens = self.memory_norm(tokens.mT).mT
         k, v = self.memory(tokens).chunk(2, dim=-1)
-        return qk_norm(split_heads(k, self.heads)), split_heads(v, self.heads)
+        return self._unit(split_heads(k, self.heads)), split_heads(v, self.heads)
 
     def forward(
         self, x: Float[Tensor, "b n d"], memory, turns: Float[Tensor, "2 n e"] | None = None
@@ -76,16 +81,20 @@ class Attention(nn.Module):
         k_context, v_context = memory.layers[self]
         mask = memory.mask
         if self.cross:
-            q = qk_norm(split_heads(self.project(x), self.heads))
+            q = self._unit(split_heads(self.project(x), self.heads))
             return self.out(attend(q, k_context, v_context, mask))
         q, k, v = rearrange(self.project(x), "b n (three k d) -> three b k n d", three=3, k=self.heads)
-        q, k = qk_norm(q), qk_norm(k)
+        q, k = self._unit(q), self._unit(k)
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
         k = torch.cat([k, k_context.to(k.dtype)], dim=2)
         v = torch.cat([v, v_context.to(v.dtype)], dim=2)
-        mask = F.pad(mask, (x.shape[1], 0), value=True)
+        if mask is not None:
+            mask = F.pad(mask, (x.shape[1], 0), value=True)
         return self.out(attend(q, k, v, mask))
+
+    def _unit(self, x: Float[Tensor, "b k n d"]) -> Float[Tensor, "b k n d"]:
+        return x if self.plain else qk_norm(x)
 
 
 class SequenceBlock(nn.Module):

@@ -5,6 +5,7 @@ Maps lie in memory as channels_last, which is what convolutions and norms like b
 
 import math
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,23 @@ Stride = int | tuple[int, int]
 Map = Float[Tensor, "b c h w"]
 OtherMap = Float[Tensor, "b d hh ww"]  # of another size or width
 NORMS = ("group", "pixel")
+ACTS = {"silu": F.silu, "gelu": F.gelu}
+DAMPED = 0.5**0.5  # a sum of two, times this, has the variance of each
+
+
+class Manner(NamedTuple):
+    """How the blocks of a network are made, where networks differ.
+
+    norm: see `make_norm`. act: after each norm, "silu" or "gelu". gain, skip: what residual sums and long skips are
+    multiplied by. cross: attention is to the contexts alone. plain: see `Attention`.
+    """
+
+    norm: str = "group"
+    act: str = "silu"
+    gain: float = 1.0
+    skip: float = 1.0
+    cross: bool = False
+    plain: bool = False
 
 
 def both(stride: Stride) -> tuple[int, int]:
@@ -41,13 +59,16 @@ def check_grid(x: Map, grid: tuple[int, int]) -> None:
 
 
 def make_norm(channels: int, kind: str) -> nn.Module:
-    """Of a kind: "group", over the whole map in at most 32 groups of at least 8 channels; "pixel", over each pixel.
+    """Of a kind: "group", over the whole map in at most 32 groups of at least 8 channels, or "group32", in 32 groups
+    whatever the channels; "pixel", over each pixel.
 
     Under "pixel" nothing but attention looks further than its kernels reach, so that a crop is treated exactly as the
     same part of a whole picture is.
     """
     if kind == "pixel":
         return PixelNorm(channels)
+    if kind == "group32":
+        return nn.GroupNorm(32, channels)
     groups = next(g for g in range(min(32, max(1, channels // 8)), 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
 
@@ -59,8 +80,8 @@ class PixelNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-def norm_silu(x: Map, norm: nn.Module, modulation: Float[Tensor, "b cc"] | None = None) -> Map:
-    """SiLU of the normalised image, scaled and shifted by two vectors for each image where they are given.
+def norm_act(x: Map, norm: nn.Module, modulation: Float[Tensor, "b cc"] | None = None, act: str = "silu") -> Map:
+    """The activated normalised image, scaled and shifted by two vectors for each image where they are given.
 
     The one place where networks normalise: three quarters of what is not convolution happens here.
     """
@@ -68,7 +89,12 @@ def norm_silu(x: Map, norm: nn.Module, modulation: Float[Tensor, "b cc"] | None 
     if modulation is not None:
         scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
         x = torch.addcmul(shift, x, 1 + scale)
-    return F.silu(x)
+    return ACTS[act](x)
+
+
+def scaled(x: Map, gain: float) -> Map:
+    """x * gain, without a pass over the map where that changes nothing."""
+    return x if gain == 1 else x * gain
 
 
 def repeat_pixels(x: Map, stride: tuple[int, int]) -> OtherMap:
@@ -112,10 +138,19 @@ class ImageAttention(nn.Module):
     a multiple of the channels; 0: none.
     """
 
-    def __init__(self, channels: int, memory: int, head: int, kind: str, hidden: int = 0, norm: str = "group"):
+    def __init__(
+        self,
+        channels: int,
+        memory: int,
+        head: int,
+        kind: str,
+        hidden: int = 0,
+        norm: str = "group",
+        plain: bool = False,
+    ):
         super().__init__()
         self.norm = make_norm(channels, norm)
-        self.attention = Attention(channels, max(1, channels // head), memory, cross=kind == "cross")
+        self.attention = Attention(channels, max(1, channels // head), memory, kind == "cross", plain)
         self.mlp = None
         if hidden:
             first, last = nn.Conv2d(channels, hidden * channels, 1), nn.Conv2d(hidden * channels, channels, 1)
@@ -131,8 +166,8 @@ class ImageAttention(nn.Module):
 class ModulatedResBlock(nn.Module):
     """The residual block of ADM and BigGAN: resamples inside, and is scaled and shifted by the embedding.
 
-    down, up: strides of a change of size, by averaging and by repeating. damp: 1/sqrt(2) on the residual sum.
-    Dhariwal & Nichol 2021, section 3; Saharia et al. 2022 (SR3), appendix A for the damping.
+    down, up: strides of a change of size, by averaging and by repeating.
+    Dhariwal & Nichol 2021, section 3; Saharia et al. 2022 (SR3), appendix A for a gain of 1/sqrt(2).
     """
 
     def __init__(
@@ -142,22 +177,21 @@ class ModulatedResBlock(nn.Module):
         embedding: int,
         down: Stride = 1,
         up: Stride = 1,
-        damp: bool = False,
-        norm: str = "group",
+        manner: Manner = Manner(),
     ):
         super().__init__()
         self.down, self.up = both(down), both(up)
-        self.gain = 0.5**0.5 if damp else 1.0
-        self.first_norm, self.second_norm = make_norm(inputs, norm), make_norm(outputs, norm)
+        self.act, self.gain = manner.act, manner.gain
+        self.first_norm, self.second_norm = make_norm(inputs, manner.norm), make_norm(outputs, manner.norm)
         self.first = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.second = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.embed = nn.Linear(embedding, 2 * outputs)
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Map, embedding: Float[Tensor, "b e"]) -> OtherMap:
-        h = self.first(self._resized(norm_silu(x, self.first_norm)))
-        h = self.second(norm_silu(h, self.second_norm, self.embed(embedding)))
-        return (self.shortcut(self._resized(x)) + h) * self.gain
+        h = self.first(self._resized(norm_act(x, self.first_norm, act=self.act)))
+        h = self.second(norm_act(h, self.second_norm, self.embed(embedding), self.act))
+        return scaled(self.shortcut(self._resized(x)) + h, self.gain)
 
     def _resized(self, x: Map) -> OtherMap:
         return repeat_pixels(x if self.down == (1, 1) else F.avg_pool2d(x, self.down), self.up)
@@ -183,7 +217,7 @@ class ResNetBlock(nn.Module):
 
     def __init__(self, channels: int, damp: bool = False, norm: str = "group"):
         super().__init__()
-        self.gain = 0.5**0.5 if damp else 1.0
+        self.gain = DAMPED if damp else 1.0
         self.first_norm, self.second_norm = make_norm(channels, norm), make_norm(channels, norm)
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
@@ -191,6 +225,6 @@ class ResNetBlock(nn.Module):
         nn.init.dirac_(self.shortcut.weight)
 
     def forward(self, x: Map) -> Map:
-        h = self.first(norm_silu(x, self.first_norm))
-        h = self.second(norm_silu(h, self.second_norm))
-        return (self.shortcut(x) + h) * self.gain
+        h = self.first(norm_act(x, self.first_norm))
+        h = self.second(norm_act(h, self.second_norm))
+        return scaled(self.shortcut(x) + h, self.gain)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pixelcascade.condition import Conditioning
 from pixelcascade.nn.blocks import (
+    DAMPED,
     NORMS,
     CombineEmbs,
     ImageAttention,
@@ -27,7 +28,7 @@ from pixelcascade.nn.blocks import (
     fold,
     grid_of,
     make_norm,
-    norm_silu,
+    norm_act,
     run,
     unfold,
 )
@@ -122,7 +123,7 @@ class EfficientUNet(nn.Module):
         self.up = nn.ModuleList(UBlock(config, *pair) for pair in zip(config.levels, above, strict=False))
         self.norm = make_norm(first, config.norm)
         self.head = zeroed(nn.Conv2d(first, folded, 3, padding=1))
-        self.gain = 0.5**0.5 if config.damp else 1.0
+        self.gain = DAMPED if config.damp else 1.0
 
     def forward(self, x: Image, logsnr: Float[Tensor, " b"], cond: Conditioning) -> Image:
         check_grid(x, self.grid)
@@ -136,7 +137,7 @@ class EfficientUNet(nn.Module):
             h = block(h, embedding, memory)
         for block in reversed(self.up):
             h = (block(h, embedding, memory) + skips.pop()) * self.gain
-        painted = unfold(self.head(norm_silu(h, self.norm)), self.patch)
+        painted = unfold(self.head(norm_act(h, self.norm)), self.patch)
         return painted + cond.super_resolved() if self.config.residual else painted
 
 

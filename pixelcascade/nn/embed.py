@@ -125,8 +125,11 @@ class ContextEmbedding(nn.Module):
         return self.pool(total)
 
 
-def remember(module: nn.Module, cond: Conditioning, embedding: ContextEmbedding, count: int) -> Memory:
-    """The memory of `module` for a conditioning: contexts embedded, keys and values of every layer that attends."""
+def remember(module: nn.Module, cond: Conditioning, embedding: nn.Module, count: int) -> Memory:
+    """The memory of `module` for a conditioning: contexts embedded, keys and values of every layer that attends.
+
+    embedding: of (cond, count) gives tokens, mask and pooled vector, as `ContextEmbedding` does.
+    """
 
     def compute() -> Memory:
         tokens, mask, pooled = embedding(cond, count)
@@ -137,11 +140,13 @@ def remember(module: nn.Module, cond: Conditioning, embedding: ContextEmbedding,
 
 
 class NetworkEmbedding(nn.Module):
-    """All that a U-Net is told: one vector (levels and pooled contexts, through a SiLU) and the memory of its contexts.
+    """All that a U-Net is told: one vector (levels and pooled contexts, activated) and the memory of its contexts.
 
     config: of a network, with `embedding_width`, `contexts`, `context`, `context_depth`, `lowres` and `guided`.
     attends: the network has layers that attend; without them and without contexts there is no memory.
     """
+
+    act = staticmethod(F.silu)
 
     def __init__(self, config, attends: bool):
         super().__init__()
@@ -164,7 +169,7 @@ class NetworkEmbedding(nn.Module):
         if self.context is not None:
             memory = remember(network, cond, self.context, len(logsnr))
             embedding = embedding + memory.pooled
-        return F.silu(embedding), memory
+        return self.act(embedding), memory
 
 
 def grid_angles(

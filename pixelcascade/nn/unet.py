@@ -6,6 +6,7 @@ Dhariwal & Nichol 2021, section 3; with text as in Saharia et al. 2022, appendix
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from pixelcascade.condition import Conditioning
 from pixelcascade.nn.blocks import (
+    DAMPED,
     NORMS,
     ImageAttention,
+    Manner,
     Map,
     ModulatedResBlock,
     OtherMap,
@@ -24,8 +27,9 @@ from pixelcascade.nn.blocks import (
     fold,
     grid_of,
     make_norm,
-    norm_silu,
+    norm_act,
     run,
+    scaled,
     unfold,
 )
 from pixelcascade.nn.embed import Memory, NetworkEmbedding
@@ -75,21 +79,56 @@ class UNetConfig:
     def embedding_width(self) -> int:
         return self.embedding or 4 * self.widths[0]
 
+    @property
+    def manner(self) -> Manner:
+        gain = DAMPED if self.damp else 1.0
+        return Manner(self.norm, gain=gain, skip=gain)
+
+
+@runtime_checkable
+class Body(Protocol):
+    """What a U-Net's body is built from; the fields are those of `UNetConfig`."""
+
+    @property
+    def channels(self) -> int: ...
+    @property
+    def widths(self) -> tuple[int, ...]: ...
+    @property
+    def blocks(self) -> tuple[int, ...]: ...
+    @property
+    def attention(self) -> tuple[bool, ...] | None: ...
+    @property
+    def strides(self) -> tuple[Stride, ...] | None: ...
+    @property
+    def patch(self) -> Stride: ...
+    @property
+    def head(self) -> int: ...
+    @property
+    def embedding_width(self) -> int: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def lowres(self) -> bool: ...
+    @property
+    def checkpoint(self) -> bool: ...
+    @property
+    def manner(self) -> Manner: ...
+
 
 class UNet(nn.Module):
     """(x, logsnr, cond) -> F, all of x's shape; the sides of x are multiples of patch times all strides."""
 
-    Config = UNetConfig
+    Config: type = UNetConfig
 
-    def __init__(self, config: UNetConfig):
+    def __init__(self, config: Body):
         super().__init__()
-        self.config, self.patch = config, both(config.patch)
+        self.config, self.manner, self.patch = config, config.manner, both(config.patch)
         width, folded = config.widths[0], config.channels * math.prod(self.patch)
         strides = config.strides or (2,) * (len(config.widths) - 1)
         attention = config.attention or (False,) * len(config.widths)
         levels = list(zip(config.widths, config.blocks, attention, [1, *strides], strict=True))
         self.grid = grid_of([config.patch, *strides])
-        self.embed = NetworkEmbedding(config, any(attention))
+        self.embed = self.make_embedding(any(attention))
         self.stem = nn.Conv2d(folded * (2 if config.lowres else 1), width, 3, padding=1)
         self.down, skips = nn.ModuleList(), [width]
         for target, count, attends, stride in levels:
@@ -107,9 +146,12 @@ class UNet(nn.Module):
                 width = target
             if both(stride) != (1, 1):
                 self.up.append(Layer(config, width, width, up=stride))
-        self.norm = make_norm(width, config.norm)
+        self.norm = make_norm(width, self.manner.norm)
         self.head = zeroed(nn.Conv2d(width, folded, 3, padding=1))
-        self.skip_gain = 0.5**0.5 if config.damp else 1.0
+
+    def make_embedding(self, attends: bool) -> nn.Module:
+        """What turns (network, logsnr, cond) into an embedding and a memory."""
+        return NetworkEmbedding(self.config, attends)
 
     def forward(self, x: Image, logsnr: Float[Tensor, " b"], cond: Conditioning) -> Image:
         check_grid(x, self.grid)
@@ -125,9 +167,9 @@ class UNet(nn.Module):
             h = run(layer, h, embedding, memory, again=again)
         for layer in self.up:
             if layer.skip:
-                h = torch.cat([h, skips.pop() * self.skip_gain], dim=1)
+                h = torch.cat([h, scaled(skips.pop(), self.manner.skip)], dim=1)
             h = run(layer, h, embedding, memory, again=again)
-        return unfold(self.head(norm_silu(h, self.norm)), self.patch)
+        return unfold(self.head(norm_act(h, self.norm, act=self.manner.act)), self.patch)
 
 
 class Layer(nn.Module):
@@ -135,7 +177,7 @@ class Layer(nn.Module):
 
     def __init__(
         self,
-        config: UNetConfig,
+        config: Body,
         inputs: int,
         outputs: int,
         attends: bool = False,
@@ -144,11 +186,14 @@ class Layer(nn.Module):
         up: Stride = 1,
     ):
         super().__init__()
-        self.skip, norm = skip, config.norm
-        self.block = ModulatedResBlock(inputs + skip, outputs, config.embedding_width, down, up, config.damp, norm)
+        self.skip, manner = skip, config.manner
+        self.block = ModulatedResBlock(inputs + skip, outputs, config.embedding_width, down, up, manner)
         self.attention = None
         if attends:
-            self.attention = ImageAttention(outputs, config.context, config.head, "joined", norm=norm)
+            kind = "cross" if manner.cross else "joined"
+            self.attention = ImageAttention(
+                outputs, config.context, config.head, kind, norm=manner.norm, plain=manner.plain
+            )
 
     def forward(self, h: Map, embedding: Float[Tensor, "b e"], memory: Memory | None) -> OtherMap:
         h = self.block(h, embedding)
