@@ -553,6 +553,33 @@ FAULTS = [
         },
     ),
     *faults_in(
+        "message",
+        faults={
+            "numbers not looked at": ("not bool(torch.isfinite(tensor).all())", "False"),
+            "gaps allowed": ("if start != at:", "if start < at:"),
+            "header of any length": ("length > HEADER_BYTES or length", "length"),
+            "negative lost on the way": ("or None,\n        image,", "and None,\n        image,"),
+        },
+    ),
+    *faults_in(
+        "serve/queue",
+        tests="queue",
+        faults={
+            "bound not kept": ("if self.load + job.left > self.most:", "if self.load > self.most:"),
+            "keys do not take turns": ("(self._served[key], choices[key].job.came)", "choices[key].job.came"),
+            "stages do not take turns": ("self._time[batch.stage] += seconds", "self._time[batch.stage] += 0"),
+            "idle stages save up time": ("max(self._time[stage], min(busy))", "self._time[stage]"),
+            "what does not fit is mixed": ("if fit is None or _fit_of(place.job, stage) == fit", "if True"),
+            "cap not kept": ("while len(places) < self._caps[stage]:", "while True:"),
+            "rows lost when memory is short": (
+                "for place in reversed(batch.places):",
+                "for place in batch.places[:1]:",
+            ),
+            "several batches of a stage": ("len(self.running[stage]) >= self.rules[stage].replicas", "False"),
+            "never gathers": ("return enough or now", "return True or now"),
+        },
+    ),
+    *faults_in(
         "held",
         tests="plan",
         faults={

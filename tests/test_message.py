@@ -218,6 +218,7 @@ def test_settings_that_are_none_are_refused(changes):
         ("image", {"data_offsets": [0, 4]}),
         ("image", {"data_offsets": [8, 584]}),
         ("contexts.text.tokens", {"dtype": "BOOL"}),
+        ("contexts.text.tokens", {"shape": [2, 20]}),
         ("contexts.text.mask", {"shape": [5, 2]}),
         ("contexts.text.mask", {"dtype": "U8"}),
     ],
@@ -267,6 +268,12 @@ def test_gaps_overlaps_double_keys_and_other_metadata_are_refused():
             load_order(put_together(header | changed, body))
     with pytest.raises(MessageError, match="gaps"):
         load_order(put_together({**header, "image": {**header["image"], "data_offsets": [1, 577]}}, body + b"x"))
+    later = {
+        name: row if name == "__metadata__" else row | {"data_offsets": [at + 1 for at in row["data_offsets"]]}
+        for name, row in header.items()
+    }
+    with pytest.raises(MessageError, match="gaps"):
+        load_order(put_together(later, b"x" + body))
     text = json.dumps(header).encode()[:-1] + b', "image": 1, "image": 2}'
     with pytest.raises(MessageError, match="twice"):
         load_order(struct.pack("<Q", len(text)) + text + body)
