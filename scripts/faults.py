@@ -636,7 +636,7 @@ FAULTS = [
     ),
     *faults_in(
         "checkpoint",
-        tests="cli",
+        tests="requests",
         faults={"guided by itself": ("Ranked(stage.denoise, weak)", "Ranked(stage.denoise, stage.denoise)")},
     ),
     *faults_in(

@@ -6,11 +6,16 @@ from dataclasses import replace
 import PIL.Image
 import pytest
 import small
+import torch
+from parts import normal, text
+from torch.testing import assert_close
 
 from pixelcascade.cascade import Request
 from pixelcascade.checkpoint import guided_by, open_cascade, open_stage
+from pixelcascade.condition import Conditioning
 from pixelcascade.guide import Absorbed, Auto, ClassifierFree, Limited, Oscillating, Rescaled
 from pixelcascade.metadata import Provenance, read_provenance, save_picture
+from pixelcascade.noise import Cosine
 from pixelcascade.requests import (
     Choices,
     cascade_again,
@@ -82,6 +87,17 @@ class TestWeaker:
         assert with_weaker(cascade, weaker, ("plain",))[1] == ("plain",)
         assert with_weaker(cascade, weaker, ("larger=limited",))[1] == ("larger=limited", "base=auto")
         assert with_weaker(cascade, None, ("limited",)) == (cascade, ("limited",))
+
+    def test_is_beside_its_stage(self, cascade, weaker):
+        x_t, level, cond = (
+            normal(1, 2, 3, 8, 8),
+            Cosine()(torch.tensor(0.6)),
+            Conditioning({"text": text(2, 2, dim=64)}),
+        )
+        strong, weak = (each.stages[0].denoise(x_t, level, cond) for each in (cascade, weaker))
+        both = guided_by(cascade, weaker).stages[0].load().denoise
+        assert_close(both(x_t, level, cond), strong)
+        assert_close(Auto(3.0)(both)(x_t, level, cond), 3 * strong - 2 * weak)
 
     def test_is_saved_with_its_stage(self, cascade, weaker, tmp_path):
         guided_by(cascade, weaker).save(tmp_path / "both")
