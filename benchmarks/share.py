@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pixelcascade.bench import matmul_rate
 from pixelcascade.plan import RandomBatches, random_batch, step_flop
-from pixelcascade.precision import bf16_pays
+from pixelcascade.precision import bf16_is_faster
 from pixelcascade.recipe import StageRecipe
 from pixelcascade.recipes.emoji import emoji
 from pixelcascade.train.loop import Budget, Run, Steps, fresh_state
@@ -104,7 +104,7 @@ def kind_of(name: str) -> str:
 
 
 def compare(found: list[StageRecipe], rounds: int, say: Callable[[str], None]) -> None:
-    ours = "bf16" if bf16_pays("cpu") else "float32"
+    ours = "bf16" if bf16_is_faster("cpu") else "float32"
     say(
         f"| stage, in {ours} | setting | s a step | products, GFLOP/s: float32, bf16 | page faults a step | "
         "share of float32, of bf16 | against plain |"

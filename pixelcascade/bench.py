@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pixelcascade.condition import Conditioning, Context
 from pixelcascade.nn.efficient_unet import EfficientUNetConfig
 from pixelcascade.nn.unet import UNetConfig
-from pixelcascade.precision import autocast, bf16_pays
+from pixelcascade.precision import autocast, bf16_is_faster
 from pixelcascade.recipe import NETWORKS
 
 Tell = Callable[[int, int, str], None]
@@ -63,7 +63,7 @@ def matmul_rate(device: str, dtype: torch.dtype, side: int = 2048) -> float:
 @torch.random.fork_rng(devices=[])
 def measure(model: str, device: str, quick: bool, tell: Tell) -> dict:
     """All figures as one JSON value."""
-    dtype = torch.bfloat16 if bf16_pays(device) else torch.float32
+    dtype = torch.bfloat16 if bf16_is_faster(device) else torch.float32
     found = cases(quick)
     tell(0, len(found) + 1, "bench")
     ceiling = matmul_rate(device, dtype, 1024 if quick else 2048)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from pixelcascade.guide import Absorbed
 from pixelcascade.names import nearest
 from pixelcascade.noise import Image, NoiseLevel
 from pixelcascade.precision import Compute
-from pixelcascade.quantize import dequantize, quantize
+from pixelcascade.quantize import dequantize, dequantized, quantize
 from pixelcascade.recipe import StageRecipe
 from pixelcascade.remote import RemoteStage, is_url
 from pixelcascade.stage import DiffusionStage, Draft, Progress, Sampling, Space
@@ -89,14 +89,23 @@ def read_header(path: Path) -> Header:
     return Header(from_json(data["stage"]), encoder, data["trained"])
 
 
-def load_network(path: Path, header: Header, device: str = "cpu") -> nn.Module:
-    """The network with its weights in float32, ready to sample; nothing is initialized in vain."""
+def as_float32(weight: Tensor) -> Tensor:
+    return weight.float() if weight.is_floating_point() else weight
+
+
+def load_network(
+    path: Path, header: Header, device: str = "cpu", kept: Callable[[Tensor], Tensor] = as_float32
+) -> nn.Module:
+    """The network with its weights, ready to sample; nothing is initialized in vain.
+
+    kept: each weight as the network is to hold it, see `Compute.kept`. They are changed one by one, so that there never
+    is a copy of all of them in other numbers.
+    """
     network = header.recipe.blank()
-    weights = dequantize(load_file(path, device))
+    weights = {name: kept(weight) for name, weight in dequantized(load_file(path, device))}
     if weights.keys() != network.state_dict().keys():
         differing = ", ".join(sorted(weights.keys() ^ network.state_dict().keys())[:3])
         raise ValueError(f"{path} does not hold the weights of its own recipe (differs in {differing})")
-    weights = {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}
     network.load_state_dict(weights, assign=True)
     return network.eval().requires_grad_(False)
 
@@ -178,8 +187,8 @@ class SavedStage:
         """The stage with its weights, read once, from whichever thread."""
         with self._loading:
             if self._stage is None:
-                network = self.compute(load_network(self.path, self.header, self.compute.device))
-                stage = self.header.recipe.stage(network, self.compute.device)
+                network = load_network(self.path, self.header, self.compute.device, self.compute.kept)
+                stage = self.header.recipe.stage(self.compute(network), self.compute.device)
                 weak = self.weaker and self.weaker.denoise
                 self._stage = stage if weak is None else replace(stage, denoise=Ranked(stage.denoise, weak))
         return self._stage

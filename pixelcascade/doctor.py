@@ -18,7 +18,7 @@ from pixelcascade.denoise import NetworkDenoiser
 from pixelcascade.files import cache_folder, refuse_unwritable
 from pixelcascade.image import from_bytes
 from pixelcascade.objective import Batch
-from pixelcascade.precision import autocast, bf16_pays
+from pixelcascade.precision import autocast, bf16_is_faster, bf16_is_native
 from pixelcascade.recipe import StageRecipe
 from pixelcascade.recipes.tiny import tiny
 from pixelcascade.streams import Streams
@@ -52,8 +52,8 @@ def environment() -> list[Finding]:
         except metadata.PackageNotFoundError:
             findings.append(Finding(package, "not installed", False, f"run: pip install -c constraints.txt {package}"))
     findings.append(Finding("CPU", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"))
-    pays = "faster than float32" if bf16_pays("cpu") else "slow or emulated, so auto is float32"
-    findings.append(Finding("bf16 on CPU", pays))
+    slow = "native but slower than float32" if bf16_is_native("cpu") else "emulated"
+    findings.append(Finding("bf16 on CPU", "native" if bf16_is_faster("cpu") else f"{slow}, which is used instead"))
     if torch.cuda.is_available():
         findings.append(Finding("CUDA", torch.cuda.get_device_name()))
     elif shutil.which("nvidia-smi"):

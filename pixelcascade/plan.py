@@ -22,7 +22,7 @@ from pixelcascade.bench import matmul_rate
 from pixelcascade.condition import Conditioning, Context
 from pixelcascade.held import Held
 from pixelcascade.objective import Batch
-from pixelcascade.precision import autocast, bf16_pays
+from pixelcascade.precision import autocast, bf16_is_faster
 from pixelcascade.recipe import StageRecipe
 from pixelcascade.streams import Streams
 from pixelcascade.train.loop import Budget, Run, Steps, fresh_state
@@ -170,7 +170,7 @@ def tried_seconds(stage: StageRecipe, device: str, seconds: float) -> float:
 
 
 def guessed_seconds(flop: int, device: str) -> float:
-    dtype = torch.bfloat16 if bf16_pays(device) else torch.float32
+    dtype = torch.bfloat16 if bf16_is_faster(device) else torch.float32
     return flop / (GUESSED_SHARE * matmul_rate(device, dtype))
 
 

@@ -5,7 +5,7 @@ largest magnitude of the row over 127; vectors, which are few, stay as they are.
 its scale. Jacob et al. 2018, section 2.1, symmetric and by channel.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -30,12 +30,15 @@ def quantize(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def dequantize(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `quantize` stored, in float32; tensors that were not quantized as they are."""
-    weights: dict[str, Tensor] = {}
+    return dict(dequantized(stored))
+
+
+def dequantized(stored: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """As `dequantize`, one by one."""
     for name, tensor in stored.items():
         if name.endswith(SCALE):
             continue
         scale = stored.get(name + SCALE)
         if scale is not None:
             tensor = tensor.float() * scale.reshape(-1, *[1] * (tensor.ndim - 1))
-        weights[name] = tensor
-    return weights
+        yield name, tensor

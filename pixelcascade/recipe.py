@@ -34,8 +34,8 @@ class Training:
     the length of a run unless a budget is given. rate: the learning rate, times what schedule says. warmup: images
     until it is reached, linearly. average: relative width of the moving average of the weights (Karras et al. 2024,
     section 3.1); averages: of more of them, which are kept and published beside it. clip: largest norm of the gradient.
-    precision: "auto" is bf16 where the device computes it natively, else float32; "fp16" scales the loss. compile: the
-    network, by `torch.compile`.
+    precision: "auto" is bf16 where the device is faster in it, else float32; "fp16" scales the loss. compile: by
+    `torch.compile`.
     """
 
     batch: int = 64

@@ -501,8 +501,8 @@ FAULTS = [
         "precision",
         tests="compute",
         faults={
-            "norms in half precision": ("if weight.ndim > 1:", "if True:"),
-            "half precision for all": ('return "bf16" if bf16_pays(self.device) else "float32"', 'return "bf16"'),
+            "norms in half precision": ("if weight.ndim > 1 else torch.float32", "if True else torch.float32"),
+            "half precision for all": ('return "bf16" if bf16_is_faster(self.device) else "float32"', 'return "bf16"'),
         },
     ),
     *faults_in(

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import small
 import torch
-from parts import normal
+from parts import normal, seeded
 from typer.testing import CliRunner
 
 import pixelcascade as pc
 from pixelcascade.cascade import Cascade
 from pixelcascade.checkpoint import SavedStage
 from pixelcascade.cli import application
-from pixelcascade.condition import Context
+from pixelcascade.condition import Conditioning, Context
 from pixelcascade.metadata import read_provenance
-from pixelcascade.precision import Compute, bf16_pays
+from pixelcascade.precision import DTYPES, Compute, bf16_is_faster
 from pixelcascade.stage import Draft, run
 
 
@@ -31,7 +31,6 @@ def draft():
     return Draft({"text": Context(normal(1, 2, 3, 64), torch.ones(2, 3, dtype=torch.bool))}, (0, 1))
 
 
-@pytest.mark.filterwarnings("ignore:cpu computes bf16")
 class TestPrecision:
     def test_weights_are_half_the_size_and_pictures_nearly_the_same(self, tmp_path, precision):
         small.random_cascade(tmp_path).save(tmp_path / "model")
@@ -53,33 +52,60 @@ class TestPrecision:
         assert "identical" in CliRunner().invoke(application(), again).stdout
 
     def test_auto_is_what_the_device_has(self, monkeypatch):
-        monkeypatch.setattr("pixelcascade.precision.bf16_pays", lambda device: device == "cuda")
+        monkeypatch.setattr("pixelcascade.precision.bf16_is_faster", lambda device: device == "cuda")
         assert [Compute(device, "auto").numbers for device in ("cpu", "cuda")] == ["float32", "bf16"]
-
-    @pytest.mark.parametrize(
-        "pays, cpu",
-        [
-            (True, {"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}),
-            (True, {"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}),
-            (False, {"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}),
-            (False, {"cpu_name": "AMD EPYC", "avx512_bf16": False, "amx_bf16": False}),
-            (False, {"architecture": "aarch64"}),
-        ],
-    )
-    def test_bf16_pays_on_some_processors(self, monkeypatch, pays, cpu):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
-        assert bf16_pays("cpu") is pays
-        assert Compute("cpu", "auto").numbers == ("bf16" if pays else "float32")
 
     def test_refuses(self):
         with pytest.raises(ValueError, match="precision is 'fp8'; it is one of float32, bf16"):
             pc.open("emoji", precision="fp8")
 
 
-def test_emulated_numbers_are_warned_of(monkeypatch):
-    monkeypatch.setattr("pixelcascade.precision.bf16_pays", lambda device: False)
-    with pytest.warns(UserWarning, match="more slowly than float32, or emulates it"):
-        Compute(precision="bf16")(torch.nn.Identity())
+class TestWidening:
+    """Where a CPU is slower in these numbers, or has none of them, it keeps them and computes in float32."""
+
+    @pytest.fixture
+    def slow(self, monkeypatch):
+        monkeypatch.setattr("pixelcascade.precision.bf16_is_faster", lambda device: False)
+
+    def test_computes_in_float32_from_narrow_weights(self, tmp_path, slow, precision):
+        small.random_cascade(tmp_path).save(tmp_path / "model")
+        whole, half = (pc.open(tmp_path / "model", precision=each).kept()[0].load() for each in ("float32", precision))
+        narrowed = half.denoise.network
+        assert narrowed.wide
+        exact = whole.denoise.network
+        for weight in exact.parameters():
+            if weight.ndim > 1:
+                weight.data = weight.data.to(DTYPES[precision]).float()
+        inputs = normal(1, 2, 3, 8, 8), torch.zeros(2), Conditioning(draft().contexts)
+        assert torch.equal(narrowed(*inputs), exact(*inputs))
+
+    def test_fast_numbers_are_computed_in(self, monkeypatch):
+        monkeypatch.setattr("pixelcascade.precision.bf16_is_faster", lambda device: True)
+        with seeded(0):
+            network = torch.nn.Conv2d(3, 3, 1)
+        assert not Compute(precision="bf16")(network).wide and type(network) is torch.nn.Conv2d
+        assert Compute(precision="fp16")(network).wide and type(network) is not torch.nn.Conv2d
+
+    @pytest.mark.parametrize(
+        ("native", "amx", "name", "faster"),
+        [
+            (True, False, "Intel Xeon", False),
+            (True, True, "Intel Xeon", True),
+            (True, False, "AMD EPYC 9B14", True),
+            (False, False, "AMD EPYC 7B13", False),
+        ],
+    )
+    def test_which_processors_are_faster_in_bf16(self, monkeypatch, native, amx, name, faster):
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: native)
+        monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"cpu_name": name})
+        assert bf16_is_faster("cpu") == faster
+
+
+def test_kernels_lie_as_maps_do(tmp_path):
+    network = small.random_cascade(tmp_path).kept()[0].load().denoise.network
+    kernels = [weight for weight in network.parameters() if weight.ndim == 4]
+    assert kernels and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
 
 
 class TestReadingAhead:
