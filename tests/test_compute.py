@@ -19,6 +19,7 @@ from pixelcascade.cli import application
 from pixelcascade.condition import Conditioning, Context
 from pixelcascade.metadata import read_provenance
 from pixelcascade.precision import DTYPES, Compute, bf16_is_faster
+from pixelcascade.recipes.emoji import emoji
 from pixelcascade.stage import Draft, run
 
 
@@ -149,15 +150,16 @@ class TestReadingAhead:
         assert len({id(each) for each in found}) == 1
 
 
-def test_opening_a_model_imports_no_compiler():
+def test_opening_a_model_imports_no_compiler(tmp_path):
     """It takes longer than a picture."""
+    Cascade([pc.open_stage(small.save_random(stage, tmp_path)) for stage in emoji().stages]).save(tmp_path / "model")
     code = (
         "import sys, pixelcascade as pc\n"
-        "[stage.load() for stage in pc.open('emoji').kept()]\n"
+        "[stage.load() for stage in pc.open(sys.argv[1]).kept()]\n"
         "print(sorted({'torch._dynamo', 'sympy', 'transformers', 'matplotlib'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    command = [sys.executable, "-c", code, str(tmp_path / "model")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 def test_compiled_is_the_same_picture(tmp_path, monkeypatch):
