@@ -3,10 +3,12 @@
 import os
 
 import pytest
+import small
 import torch
 from test_encode_text import save_tiny
 
-from pixelcascade.cascade import Cascade
+from pixelcascade.cascade import Cascade, EncoderMark
+from pixelcascade.checkpoint import Header, open_cascade, save_stage
 from pixelcascade.encode import remember
 from pixelcascade.encode.remember import Remembering
 from pixelcascade.encode.text import CutWarning, open_encoder
@@ -113,9 +115,10 @@ def test_another_version_of_the_encoder_is_refused(tmp_path):
 
 def test_cascades_remember(tmp_path, monkeypatch):
     monkeypatch.setenv("PIXELCASCADE_CACHE", str(tmp_path))
-    import pixelcascade as pc
-
-    cascade = pc.open("emoji")
+    stage = small.base()
+    mark = EncoderMark(NAME, open_encoder(NAME).fingerprint)
+    save_stage(tmp_path / "model.safetensors", Header(stage, mark, {}), stage.build().state_dict())
+    cascade = open_cascade(tmp_path)
     assert isinstance(cascade, Cascade) and isinstance(cascade.encoder, Remembering)
     assert cascade.encoder.folder.is_relative_to(tmp_path)
 
