@@ -174,7 +174,7 @@ class Cascade:
             try:
                 step = next(progress)
             except StopIteration as done:
-                return [_at_size(picture, request.size) for picture in to_pictures(done.value.painted)]
+                return [at_size(picture, request.size) for picture in to_pictures(done.value.painted)]
             yield CascadeStep(step.stage, step.index, step.of, to_pictures(step.preview))
 
     def generate(
@@ -249,7 +249,7 @@ def as_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     return (size, size) if isinstance(size, int) else size
 
 
-def _at_size(picture: PIL.Image.Image, size: tuple[int, int] | None) -> PIL.Image.Image:
+def at_size(picture: PIL.Image.Image, size: tuple[int, int] | None) -> PIL.Image.Image:
     if size is None or picture.size == (size[1], size[0]):
         return picture
     return picture.resize((size[1], size[0]), PIL.Image.Resampling.LANCZOS, reducing_gap=3.0)
