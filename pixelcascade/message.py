@@ -99,6 +99,8 @@ class Entry(NamedTuple):
 def dump_order(order: Order) -> bytes:
     draft = order.draft
     tensors = {} if draft.image is None else {"image": draft.image.float()}
+    if order.stage in draft.noise:
+        tensors["noise"] = draft.noise[order.stage].float()
     also = {f"also.{index}": prompt.contexts for index, prompt in enumerate(draft.also)}
     for group, contexts in {"contexts": draft.contexts, "negative": draft.negative or {}, **also}.items():
         for name, context in contexts.items():
@@ -140,12 +142,12 @@ def load_order(data: bytes, limits: Limits = Limits()) -> Order:
     settings = _settings(request["settings"], len(seeds), limits)
     groups = ["contexts", "negative", *(f"also.{index}" for index in range(len(weights)))]
     found = {group: _contexts(group, entries, len(seeds), limits) for group in groups}
-    _refuse_other_keys("the message", entries, {"image"} & set(entries) | _tensors_of(found))
+    _refuse_other_keys("the message", entries, {"image", "noise"} & set(entries) | _tensors_of(found))
     for group, contexts in found.items():
         if set(contexts) - set(found["contexts"]):
             known = ", ".join(sorted(found["contexts"]))
             raise MessageError(f"{group} names {', '.join(sorted(contexts))}, contexts {known}")
-    image = _image(entries["image"], len(seeds)).tensor("image") if "image" in entries else None
+    pixels = {name: _image(entries[name], len(seeds)).tensor(name) for name in ("image", "noise") if name in entries}
     words = {
         group: {name: _context(pair, f"{group}.{name}") for name, pair in contexts.items()}
         for group, contexts in found.items()
@@ -154,9 +156,10 @@ def load_order(data: bytes, limits: Limits = Limits()) -> Order:
         words["contexts"],
         tuple(seeds),
         words["negative"] or None,
-        image,
+        pixels.get("image"),
         {} if settings is None else {request["stage"]: settings},
         tuple(Weighted(words[f"also.{index}"], float(weight)) for index, weight in enumerate(weights)),
+        {request["stage"]: pixels["noise"]} if "noise" in pixels else {},
     )
     return Order(request["id"], request["stage"], draft, encoder, request["steps"])
 
@@ -404,4 +407,5 @@ def only(draft: Draft, stage: str, contexts: Mapping[str, int]) -> Draft:
         negative=read(draft.negative or {}) or None,
         settings={stage: draft.settings[stage]} if stage in draft.settings else {},
         also=tuple(prompt for prompt in also if prompt.contexts),
+        noise={stage: draft.noise[stage]} if stage in draft.noise else {},
     )

@@ -18,12 +18,14 @@ import pixelcascade
 from pixelcascade.files import write_atomically
 
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+ANIMATIONS = {".webp": "WEBP", ".gif": "GIF"}
 
+_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _XMP = (
     '<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
     '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
     'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType='
-    '"http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/></rdf:RDF></x:xmpmeta>'
+    f'"{_SOURCE}"/></rdf:RDF></x:xmpmeta>'
     '<?xpacket end="w"?>'
 )
 
@@ -34,7 +36,8 @@ class Provenance:
 
     stages: by name, the digest of each stage's weights and its sampling as used (steps, guidance, ...), as JSON values.
     effects: on the finished picture, in order, as `--effect` has them. chosen: among how many, by what; None: not.
-    precision: that the networks ran in. also: more prompts, each with its weight beside the first one's.
+    precision: that the networks ran in. also: more prompts, each with its weight beside the first one's. noise: where
+    it began, if not with the seed's noise, in words; then it takes more than this to paint it again.
     """
 
     prompt: str
@@ -49,6 +52,7 @@ class Provenance:
     chosen: str | None = None
     precision: str = "float32"
     also: Sequence[tuple[str, float]] = ()
+    noise: str | None = None
 
     def parameters(self) -> str:
         """The `parameters` text: prompt, negative prompt, and a line of settings."""
@@ -95,6 +99,18 @@ def dump_picture(kind: str, picture: PIL.Image.Image, provenance: Provenance | N
         options["quality"] = quality
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def save_animation(path: Path, pictures: Sequence[PIL.Image.Image], seconds: float, say: bool = True) -> None:
+    """Writes WebP or GIF: there and back in so many seconds, for ever. say: that it was generated."""
+    kind, buffer = ANIMATIONS[path.suffix.lower()], io.BytesIO()
+    first, *others = [*pictures, *pictures[-2:0:-1]]
+    shown_ms = round(1000 * seconds / (1 + len(others)))
+    options: dict[str, Any] = {"quality": 88, "method": 6} if kind == "WEBP" else {}
+    if say:  # GIF has no place for XMP
+        options |= {"xmp": _XMP.encode()} if kind == "WEBP" else {"comment": _SOURCE.encode()}
+    first.save(buffer, kind, save_all=True, append_images=others, duration=shown_ms, loop=0, **options)
+    write_atomically(path, buffer.getvalue())
 
 
 def read_provenance(path: Path) -> Provenance:

@@ -178,7 +178,11 @@ def _guided_again(stage: SavedStage, row: Mapping[str, str]) -> SavedStage:
 
 
 def request_again(cascade: Cascade, provenance: Provenance) -> Request:
-    """The request that painted a picture. ValueError when the model's weights are not those that did."""
+    """The request that painted a picture. ValueError when it takes more, or when other weights did."""
+    if provenance.noise is not None:
+        raise ValueError(
+            f"the picture was painted from {provenance.noise}, not from its seed alone; see docs/latents.md"
+        )
     settings: dict[str, Settings] = {}
     by_name = {stage.name: stage for stage in cascade.kept()}
     for name, row in provenance.stages.items():

@@ -6,8 +6,9 @@ mutable. A step to a clean level gives the prediction itself: no noise is added 
 place in the run; a sampler that asks at other levels than that where its step begins asks at `level.within(start)`.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -50,7 +51,12 @@ def grid(schedule: Schedule, steps: int, device=None) -> NoiseLevel:
 
 def start(levels: NoiseLevel, shape: tuple[int, int, int], streams: Streams) -> Image:
     """Pure noise at the first of the levels; shape is (channels, height, width)."""
-    return levels[0].norm * streams.normal("start", shape, device=levels.alpha.device)
+    return levels[0].norm * unit_noise(shape, streams, levels.alpha.device)
+
+
+def unit_noise(shape: tuple[int, int, int], streams: Streams, device=None) -> Image:
+    """What a run starts from, before it is scaled to a level."""
+    return streams.normal("start", shape, device)
 
 
 def ddim_step(x_t: Image, x0: Image, start: NoiseLevel, stop: NoiseLevel) -> Image:
@@ -193,10 +199,48 @@ class DPMSolver2M:
             yield Step(stop, x_t, x0)
 
 
+@dataclass(frozen=True)
+class Reversible:
+    """DDIM that `invert` can walk back: it stops at a little noise instead of none.
+
+    A step to a clean level gives a prediction, which has forgotten the noise, and what no network paints, such as the
+    finest details of a real picture. Here the last level is that of a log-SNR of `end`, where such details are about as
+    strong as the noise, and what is there is the image. Its levels are its own, from the first one that is given:
+    evenly in the angle atan(sigma / alpha), as those of `Cosine`. detail: the share of what the last prediction lacks
+    that stays in the image: 1 is all of it, which alone can be walked back; 0 leaves the prediction.
+    """
+
+    end: float = 6.0
+    detail: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.detail <= 1:
+            raise ValueError(f"detail is {self.detail}; it must lie in [0, 1]")
+
+    def __call__(self, denoise, x_t, levels, cond, streams) -> Iterator[Step]:
+        x_t, levels = x_t / levels[0].norm, self.levels(levels)
+        last = len(levels) - 2
+        for index in range(last + 1):
+            start, stop = levels[index], levels[index + 1]
+            x0 = denoise(x_t, start, cond)
+            x_t = ddim_step(x_t, x0, start, stop)
+            yield Step(stop, x_t if index < last else torch.lerp(x0, x_t / stop.alpha, self.detail), x0)
+
+    def levels(self, levels: NoiseLevel) -> NoiseLevel:
+        """As many, from the same log-SNR to `end`, with alpha^2 + sigma^2 = 1."""
+        first = math.atan2(float(levels.sigma[0]), float(levels.alpha[0]))
+        last = math.atan(math.exp(-self.end / 2))
+        if not last < first:
+            raise ValueError(f"end is {self.end}, but the noise begins at a log-SNR of {float(levels[0].logsnr):.1f}")
+        angle = torch.linspace(first, last, len(levels), dtype=torch.float64)
+        return replace(levels, alpha=angle.cos().to(levels.alpha), sigma=angle.sin().to(levels.alpha))
+
+
 SAMPLERS: dict[str, Sampler] = {
     "ddim": DDIM(),
     "ancestral": Ancestral(),
     "heun": Heun(),
     "dpm-solver-2m": DPMSolver2M(),
     "reaching": Reaching(),
+    "reversible": Reversible(),
 }

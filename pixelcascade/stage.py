@@ -8,12 +8,15 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from pixelcascade.condition import Conditioning, Context, Lowres, Weighted
 from pixelcascade.denoise import Denoiser, Ranked
 from pixelcascade.guide import ClassifierFree, Guidance, Scale, changed
+from pixelcascade.invert import invert
 from pixelcascade.noise import Cosine, Image, NoiseLevel, Schedule
-from pixelcascade.sample import DPMSolver2M, Sampler, grid, start
+from pixelcascade.sample import DPMSolver2M, Reversible, Sampler, grid, unit_noise
 from pixelcascade.streams import Streams
 from pixelcascade.threshold import Dynamic, Threshold
 
@@ -93,7 +96,8 @@ class Draft:
 
     contexts, negative: by condition, {"text": ...}, one row an image; negative None is the null prompt. seeds: one an
     image, from which all its noise follows. image: None before the first stage. settings: by stage name. also: more
-    prompts, which all images are guided to.
+    prompts, which all images are guided to. noise: by stage name, what it starts from, of unit variance; a stage that
+    is not named follows the seeds.
     """
 
     contexts: Mapping[str, Context]
@@ -102,6 +106,7 @@ class Draft:
     image: Image | None = None
     settings: Mapping[str, Settings] = field(default_factory=dict)
     also: tuple[Weighted, ...] = ()
+    noise: Mapping[str, Float[Tensor, "_ _ _ _"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -210,13 +215,47 @@ class DiffusionStage:
         levels = grid(sampling.schedule, sampling.steps, device=self.device)
         with torch.inference_mode():
             cond = self.condition(draft, sampling, streams)
-            x_t = start(levels, self.gives, streams)
+            x_t = levels[0].norm * self.noise(draft)
         steps = sampling.sampler(self.guided(sampling), x_t, levels, cond, streams)
         for index in range(1, sampling.steps + 1):
             with torch.inference_mode():  # entered for each step, so that it does not leak to the caller in between
                 step = next(steps)
             yield StageStep(self.name, index, sampling.steps, step.x0)
         return replace(draft, image=step.x_t.clamp(-1, 1).cpu())
+
+    def noise(self, draft: Draft) -> Image:
+        """What it starts from, of unit variance: the draft's, or else a function of the seeds alone."""
+        if self.name not in draft.noise:
+            return unit_noise(self.gives, Streams(draft.seeds, self.name), self.device)
+        noise = draft.noise[self.name]
+        if noise.shape != (len(draft), *self.gives):
+            raise ValueError(
+                f"stage {self.name!r} gives {len(draft)} images of {self.gives}; the noise for it has the shape "
+                f"{tuple(noise.shape)}"
+            )
+        return noise.to(self.device)
+
+    def invert(self, draft: Draft, image: Image) -> Progress:
+        """The draft with the noise that this stage paints `image` from, given its words and low-resolution image.
+
+        ValueError where it does not sample with `Reversible`, which alone can be walked back.
+        """
+        self._refuse_misfit(draft)
+        sampling = draft.settings.get(self.name, Settings()).apply(self.sampling)
+        sampler = sampling.sampler
+        if not isinstance(sampler, Reversible) or sampler.detail < 1:
+            raise ValueError(
+                f"stage {self.name!r} samples with {sampler}; only Reversible(detail=1) can be walked back"
+            )
+        levels = grid(sampling.schedule, sampling.steps, device=self.device)
+        with torch.inference_mode():
+            cond = self.condition(draft, sampling, Streams(draft.seeds, self.name))
+        steps = invert(sampler, self.guided(sampling), image.to(self.device), levels, cond)
+        for index in range(1, sampling.steps + 1):
+            with torch.inference_mode():
+                step = next(steps)
+            yield StageStep(self.name, index, sampling.steps, step.x0)
+        return replace(draft, noise={**draft.noise, self.name: step.x_t.cpu()})
 
     def _refuse_misfit(self, draft: Draft) -> None:
         if self.takes is None:

@@ -80,6 +80,13 @@ def test_kinds_of_guidance_arrive(guidance):
     assert load_order(dump_order(order(draft=replace(draft(), settings=settings)))).draft.settings == settings
 
 
+def test_noise_that_a_stage_starts_from_arrives():
+    noise = Streams((3, 4), "noise").normal("start", (3, 4, 6))
+    sent = order(draft=replace(draft(), noise={"sr": noise, "other": noise}))
+    arrived = load_order(dump_order(sent)).draft.noise
+    assert arrived.keys() == {"sr"} and torch.equal(arrived["sr"], noise)
+
+
 def test_more_prompts_arrive_with_their_weights():
     words = draft().contexts["text"]
     also = (Weighted({"text": words}, 0.5), Weighted({"text": words.take([1, 0])}, -1.0))

@@ -24,7 +24,7 @@ def draft(**changes) -> Draft:
 def test_apart_and_together_again_it_paints_the_same(tmp_path):
     stage = small.random_cascade(tmp_path).stages[0]
     settings = {"base": Settings(guidance=Limited(ClassifierFree((2.0, 5.0)), -4.0, 4.0))}
-    whole = draft(settings=settings)
+    whole = draft(settings=settings, noise={"base": normal(4, 2, 3, 8, 8)})
     rows = apart(whole)
     assert [row.settings["base"].guidance.scale for row in rows] == [2.0, 5.0]
     again = together(stage, rows)

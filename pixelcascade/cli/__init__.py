@@ -13,7 +13,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 def application() -> typer.Typer:
     """The commands; --help prints the first line of each."""
-    from pixelcascade.cli import checks, datasets, judge, models, paint, serving, teach
+    from pixelcascade.cli import checks, datasets, judge, latents, models, paint, serving, teach
 
     app = typer.Typer(
         no_args_is_help=True,
@@ -25,6 +25,9 @@ def application() -> typer.Typer:
     painting = (paint.generate, paint.reproduce, paint.effect, paint.analyse)
     for command in (
         *painting,
+        latents.invert,
+        latents.repaint,
+        latents.blend,
         *teaching,
         judge.evaluate,
         judge.sweep,

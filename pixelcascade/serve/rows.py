@@ -28,7 +28,7 @@ def fit(stage: Stage, row: Row) -> Hashable:
 
     Without guidance (scale 1) a stage computes half as much, so that is another kind.
     """
-    others = tuple(prompt.weight for prompt in row.also) if isinstance(row, Draft) else ()
+    others = (*(prompt.weight for prompt in row.also), *sorted(row.noise)) if isinstance(row, Draft) else ()
     settings, sampling = row.settings.get(stage.name, Settings()), getattr(stage, "sampling", None)
     if sampling is None:
         return (settings, bool(row.negative), others)
@@ -47,6 +47,7 @@ def apart(draft: Draft) -> list[Draft]:
             None if draft.image is None else draft.image[row : row + 1],
             {name: settings.take([row]) for name, settings in draft.settings.items()},
             tuple(Weighted(_take(prompt.contexts, row), prompt.weight) for prompt in draft.also),
+            {name: noise[row : row + 1] for name, noise in draft.noise.items()},
         )
         for row, seed in enumerate(draft.seeds)
     ]
@@ -65,6 +66,7 @@ def together(stage: Stage, rows: Sequence[Draft]) -> Draft:
             Weighted(_cat([row.also[index].contexts for row in rows]), prompt.weight)
             for index, prompt in enumerate(rows[0].also)
         ),
+        {name: torch.cat([row.noise[name] for row in rows]) for name in rows[0].noise},
     )
 
 
