@@ -68,7 +68,7 @@ class TestPainted:
         settings = {renamed.name: Settings(steps=3)}
         theirs = run(renamed, replace(draft, settings=settings)).painted
         torch.testing.assert_close(mine.detach().clamp(-1, 1), theirs.clone(), atol=1e-5, rtol=0)
-        assert strayed.tolist() == [0.0] * 4
+        assert strayed.shape == (4,) and strayed.max() < 1e-10  # kernels in other orders round differently
 
     def test_gradients_go_through_the_last_steps(self, pair, tmp_path):
         cascade = small.random_cascade(tmp_path)
