@@ -119,4 +119,5 @@ def _settings(stage: Stage, rows: Sequence[Draft]) -> dict[str, Settings]:
     if sampling is None or all(settings.guidance == own[0].guidance for settings in own):
         return {stage.name: own[0]}
     used = [settings.apply(sampling).guidance for settings in own]
-    return {stage.name: replace(own[0], guidance=used[0].scaled(tuple(each.scale for each in used)))}
+    scales = tuple(scale for each in used if isinstance(scale := each.scale, (int, float)))  # each row is one image
+    return {stage.name: replace(own[0], guidance=used[0].scaled(scales))}
