@@ -463,6 +463,12 @@ class TestFolders:
         assert whole["stem.weight"].dtype == torch.float32 and asked["stem.weight"].dtype == torch.float16
         assert all(torch.equal(whole[name], asked[name].float()) for name in whole)
 
+    def test_any_encoder_of_that_width_will_do(self, pipeline, tmp_path):
+        run("convert", "deepfloyd", pipeline, tmp_path / "base", "--encoder", "hash:16?length=77")
+        assert open_stage(tmp_path / "base").load().denoise.network.embed.context.null.shape == (77, 16)
+        pictures = [pc.open(tmp_path / "base").generate([prompt], [3], settings=settings("base")) for prompt in "ab"]
+        assert pictures[0][0].tobytes() != pictures[1][0].tobytes()
+
     def test_mistakes_are_one_line(self, pipeline, tmp_path):
         t5 = f"t5:{pipeline}"
         write_unet(tmp_path / "bare", ONE)

@@ -64,7 +64,7 @@ def read_deepfloyd(
     except ValueError as error:
         raise ValueError(f"{unet}: {error}") from None
     opened = _open_t5(folder, encoder, config)
-    weights["embed.context.null"] = opened([""]).tokens[0]
+    weights["embed.context.null"] = opened([""]).pad(config.tokens).tokens[0]
     stage = _recipe(config, data.get("sample_size"), _scheduler(folder), name)
     source = {"from": f"diffusers, {data.get('_name_or_path') or folder.resolve().name}"}
     return Header(stage, EncoderMark(opened.name, opened.fingerprint), source), weights
