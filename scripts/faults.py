@@ -607,6 +607,64 @@ FAULTS = [
         },
     ),
     *faults_in(
+        "invert",
+        faults={
+            "steps not solved": ("found = solve(forth, x_t, guess, 1 / slope, tolerance, most)", "found = guess"),
+            "solved with the wrong end": (
+                "denoise(x, start, cond), start, stop)",
+                "denoise(x, stop, cond), start, stop)",
+            ),
+            "image not scaled": ("x_t = levels[-1].alpha * image", "x_t = image"),
+            "asked where sampling is not": (
+                "x0 = denoise(x_t, levels[-2], cond)",
+                "x0 = denoise(x_t, levels[-1], cond)",
+            ),
+            "no acceleration": ("if len(tried) == 1:", "if True:"),
+            "acceleration backwards": ("return x + gain * miss - (", "return x + gain * miss + ("),
+            "who has arrived goes on": (" & (least > tolerance)", ""),
+            "the last and not the best": ("    return best", "    return x"),
+            "noise along a straight line": ("(share * angle).sin() / angle.sin()", "share * torch.ones_like(angle)"),
+            "norm of the first": ("torch.lerp(norms[0], norms[1], share)", "norms[0]"),
+            "blended the other way": (
+                "torch.lerp(denoise(x_t, level, cond), denoise(x_t, level, there), share)",
+                "torch.lerp(denoise(x_t, level, there), denoise(x_t, level, cond), share)",
+            ),
+        },
+    ),
+    *faults_in(
+        "invert",
+        tests="latents",
+        faults={"the others' pair is one's own": ("**others}, _memory={})", "**others})")},
+    ),
+    *faults_in(
+        "sample",
+        tests="invert",
+        faults={
+            "ends with the prediction": ("torch.lerp(x0, x_t / stop.alpha, self.detail)", "x0"),
+            "no details are all": ("(x0, x_t / stop.alpha, self.detail)", "(x_t / stop.alpha, x0, self.detail)"),
+            "reversible at the schedule's scale": ("x_t / levels[0].norm, self.levels", "x_t, self.levels"),
+            "ends elsewhere": ("math.exp(-self.end / 2)", "math.exp(-self.end)"),
+        },
+    ),
+    *faults_in(
+        "stage",
+        tests="invert",
+        faults={
+            "noise that is given is ignored": ("if self.name not in draft.noise:", "if True:"),
+            "noise not scaled": ("x_t = levels[0].norm * self.noise(draft)", "x_t = self.noise(draft)"),
+            "details lost before inverting": (" or sampler.detail < 1", ""),
+        },
+    ),
+    *faults_in(
+        "latents",
+        faults={
+            "other weights' noise taken": ("if latent.origin is None or own is None:", "if True:"),
+            "details in the middle": ("replace(settings.sampler, detail=kept)", "settings.sampler"),
+            "words of one end": ("self._read(self.others), self.share)", "self._read(self.others), 0.0)"),
+            "noise of one end": ("slerp(noises[0], noises[1], share)", "noises[0]"),
+        },
+    ),
+    *faults_in(
         "stage",
         faults={
             "guidance after thresholding": (
